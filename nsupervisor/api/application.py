@@ -112,7 +112,7 @@ class _Handlers:
 
     async def timers(self, request: Request) -> Response:
         names = await self._named_instances(request)
-        timers = self.control.timers()
+        timers = self.control.timer_status()
         if names is not None:
             workloads = {name.partition("@")[0] for name in names}
             timers = [timer for timer in timers if timer["name"] in workloads]

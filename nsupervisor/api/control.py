@@ -112,7 +112,7 @@ class Control(Protocol):
     def check_command(self, verb: str, names: Sequence[str], parameters: Mapping[str, Any]) -> None:
         """Check a command on the instances `names` before any of it begins. Raises HTTPError if it is not allowed."""
 
-    def timers(self) -> list[dict[str, Any]]:
+    def timer_status(self) -> list[dict[str, Any]]:
         """Return one object `Timer` of `nsupervisor schema api` per timer, in the configuration's order."""
         ...
 

@@ -81,10 +81,10 @@ class Restricted(Control):
     def stats(self) -> list[dict[str, Any]]:
         return [instance for instance in self._control.stats() if instance["name"] in self._allowed]
 
-    def timers(self) -> list[dict[str, Any]]:
+    def timer_status(self) -> list[dict[str, Any]]:
         """Return the timers of workloads with an allowed instance."""
         allowed = {name.partition("@")[0] for name in self._allowed}
-        return [timer for timer in self._control.timers() if timer["name"] in allowed]
+        return [timer for timer in self._control.timer_status() if timer["name"] in allowed]
 
     def group_status(self) -> list[dict[str, Any]]:
         """Return the groups that contain an allowed instance, with only the allowed members."""

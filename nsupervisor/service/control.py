@@ -52,7 +52,7 @@ class Supervisor:
 
     jobs: Jobs
     reloader: Reloader
-    timer_task: Timers
+    timers: Timers
     actors: Registry
     groups: Groups
     context: ServiceContext
@@ -100,9 +100,9 @@ class Supervisor:
         """Return one status object per workload instance, in the order of the configuration."""
         return [actor.status() for actor in self.actors.values()]
 
-    def timers(self) -> list[dict[str, Any]]:
+    def timer_status(self) -> list[dict[str, Any]]:
         """Return one status object per timer, in the order of the configuration."""
-        return self.timer_task.status()
+        return self.timers.status()
 
     def group_status(self) -> list[dict[str, Any]]:
         """Return one status object per group, each after those that contain it."""
@@ -144,7 +144,7 @@ class Supervisor:
             "config": self.config.path,
             "restart": actor.workload.restart,
             "since": self.started_at,
-            "timer": self.timer_task.status_of(actor.workload.name),
+            "timer": self.timers.status_of(actor.workload.name),
             "log": {**actor.output.location(), "stream": self.records_file},
             "forgotten": forgotten,
             "records": [decode(line) for line in lines],

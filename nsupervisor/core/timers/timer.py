@@ -138,12 +138,12 @@ class Skip:
     is_missed: bool = False
 
 
-TimerAction = Run | Skip
+TimerDecision = Run | Skip
 
 
 def handle(
     state: TimerState, input_: TimerInput, instant: TimerInstant, schedule: Schedule, view: WorkloadView
-) -> tuple[TimerState, TimerAction | None]:
+) -> tuple[TimerState, TimerDecision | None]:
     """Compute the state after an input, and what to do."""
     match input_:
         case Arm(since=since):
@@ -222,7 +222,7 @@ def _set_monotonic(state: TimerState, instant: TimerInstant, schedule: Schedule)
 
 def _elapse(
     state: TimerState, instant: TimerInstant, schedule: Schedule, view: WorkloadView
-) -> tuple[TimerState, TimerAction | None]:
+) -> tuple[TimerState, TimerDecision | None]:
     if not state.is_armed:
         return state, None
     if state.due is not None and instant.wall >= state.due:
@@ -242,7 +242,7 @@ def _elapse(
 
 def _elapse_calendar(
     state: TimerState, instant: TimerInstant, schedule: Schedule, view: WorkloadView
-) -> tuple[TimerState, TimerAction | None]:
+) -> tuple[TimerState, TimerDecision | None]:
     """Handle all occurrences up to now: at most one of them runs."""
     assert state.due is not None
     late = instant.wall - state.due
@@ -265,7 +265,7 @@ def _elapse_calendar(
 
 def _decide(
     state: TimerState, instant: TimerInstant, schedule: Schedule, view: WorkloadView, reason: str, late_s: float
-) -> tuple[TimerState, TimerAction]:
+) -> tuple[TimerState, TimerDecision]:
     """Decide about a run that is due now."""
     timer = schedule.timer
     if timer.suspend:

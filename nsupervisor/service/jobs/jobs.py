@@ -193,7 +193,7 @@ class Jobs:
         reached = {actor: None}
         chain = [actor]
         for instance in chain:  # grows in the loop
-            new = [other for other in self.actors.requirers(instance.workload.name) if other not in reached]
+            new = [other for other in self.actors.stopped_with(instance.workload.name) if other not in reached]
             reached |= dict.fromkeys(new)
             chain += new
         return [instance for instance in chain[1:] if not self._is_down(instance)]
@@ -203,6 +203,13 @@ class Jobs:
         names = self._dependencies_of(actor)
         instances = (instance for name in names for instance in self.actors.instances(name))
         return [instance for instance in instances if not instance.is_up and instance is not actor]
+
+    def held_down(self, names: Iterable[str]) -> Iterator[Actor]:
+        """Yield the instances of these workloads, and of all that their starts start, that a request has stopped."""
+        for name in dependencies.transitive_closure(names, self.actors.start_edges):
+            for actor in self.actors.instances(name):
+                if edges.is_held_down(actor.lifecycle):
+                    yield actor
 
     def _dependencies_of(self, actor: Actor) -> tuple[str, ...]:
         """Return the workloads that `actor` requires or wants, directly or not."""
@@ -380,7 +387,9 @@ class Jobs:
         queue = [actor]
         for one in queue:  # grows in the loop
             name = one.workload.name
-            before = [other for other in self.actors.requirers(name) if not self._is_down(other) and other is not actor]
+            before = [
+                other for other in self.actors.stopped_with(name) if not self._is_down(other) and other is not actor
+            ]
             order[one] = keys[one], before
             for other in before:
                 if other not in keys:

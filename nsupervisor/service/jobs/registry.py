@@ -15,7 +15,7 @@ class Registry(dict[str, Actor]):
 
     _revision: int = 0
     _instances: dict[str, list[Actor]] | None = None
-    _requirers: dict[str, list[Actor]]
+    _stopped_with: dict[str, list[Actor]]
     _dependents: dict[str, list[Actor]]
     _restarted_with: dict[str, list[Actor]]
     _bound_to: dict[str, list[Actor]]
@@ -35,10 +35,10 @@ class Registry(dict[str, Actor]):
         assert self._instances is not None
         return self._instances.get(workload, [])
 
-    def requirers(self, workload: str) -> list[Actor]:
+    def stopped_with(self, workload: str) -> list[Actor]:
         """Return all instances that stop with this workload: they require it, are bound to it, or are part of it."""
         self._index()
-        return self._requirers.get(workload, [])
+        return self._stopped_with.get(workload, [])
 
     def restarted_with(self, workload: str) -> list[Actor]:
         """Return all instances that restart with this workload: they are bound to it, or are part of it."""
@@ -75,12 +75,12 @@ class Registry(dict[str, Actor]):
         if self._instances is not None:
             return
         self._revision += 1
-        self._instances, self._requirers, self._dependents = {}, {}, {}
+        self._instances, self._stopped_with, self._dependents = {}, {}, {}
         self._restarted_with, self._bound_to, self._upholders, self._conflicting = {}, {}, {}, {}
         for actor in self.values():
             self._instances.setdefault(actor.workload.name, []).append(actor)
             for index, related in (
-                (self._requirers, stopped_with(actor.workload)),
+                (self._stopped_with, stopped_with(actor.workload)),
                 (self._restarted_with, restarted_with(actor.workload)),
                 (self._bound_to, dict.fromkeys(actor.workload.binds_to)),
                 (self._upholders, dict.fromkeys(actor.workload.upholds)),

@@ -15,7 +15,7 @@ from functools import partial
 import attrs
 
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.core import dependencies, edges
+from nsupervisor.core import edges
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.initiators import Initiator, by_relation
 from nsupervisor.core.lifecycle import Instant, Lifecycle
@@ -114,9 +114,4 @@ class Relations:
 
     def _held_down(self, name: str) -> str | None:
         """Return the first instance that a start of this workload would start although a request has stopped it."""
-        actors = self.jobs.actors
-        for needed in dependencies.transitive_closure([name], actors.start_edges):
-            for actor in actors.instances(needed):
-                if edges.is_held_down(actor.lifecycle):
-                    return actor.name
-        return None
+        return next((actor.name for actor in self.jobs.held_down([name])), None)

@@ -21,7 +21,7 @@ import trio
 from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.config.timers import TimerConfig
 from nsupervisor.config.units import format_duration
-from nsupervisor.core import dependencies, edges, events
+from nsupervisor.core import events
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.exits import Outcome
 from nsupervisor.core.initiators import Initiator
@@ -103,7 +103,6 @@ class Timers:
     jobs: Jobs
     context: ServiceContext
     nursery: trio.Nursery
-    state_directory: str
     service: str
     """The name of the service, as several may share the state directory."""
     _timers: dict[str, Timer] = attrs.field(init=False, factory=dict)
@@ -118,7 +117,7 @@ class Timers:
     _stamps: Stamps = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._stamps = self.context.kernel.timers.stamps(self.state_directory, self.service)
+        self._stamps = self.context.kernel.timers.stamps(self.context.state_directory, self.service)
 
     # ---- queries
 
@@ -416,12 +415,9 @@ class Timers:
 
     def _obstacle(self, timer: Timer) -> str:
         """Return which workload, that a start would start along, a request has stopped: it stays stopped."""
-        actors = self.jobs.actors
-        for name in dependencies.transitive_closure(actors.start_edges.get(timer.name, ()), actors.start_edges):
-            for actor in actors.instances(name):
-                if edges.is_held_down(actor.lifecycle) and not self.jobs.has_pending_start(actor):
-                    return f"it would start {actor.name}, which is {actor.lifecycle.reason}"
-        return ""
+        held = self.jobs.held_down(self.jobs.actors.start_edges.get(timer.name, ()))
+        actor = next((actor for actor in held if not self.jobs.has_pending_start(actor)), None)
+        return "" if actor is None else f"it would start {actor.name}, which is {actor.lifecycle.reason}"
 
     def _save(self, timer: Timer) -> None:
         if self._timers.get(timer.name) is timer:

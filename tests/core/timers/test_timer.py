@@ -20,7 +20,7 @@ from nsupervisor.core.timers.timer import (
     Run,
     Skip,
     Started,
-    TimerAction,
+    TimerDecision,
     TimerInput,
     TimerInstant,
     TimerState,
@@ -47,17 +47,17 @@ class Course:
         self.schedule, self.state, self.wall, self.monotonic = schedule(**keys), TimerState(), at, 1000.0
         self.apply(Arm(since))
 
-    def apply(self, input_: TimerInput, view: WorkloadView = IDLE, jitter: float = 0.0) -> TimerAction | None:
+    def apply(self, input_: TimerInput, view: WorkloadView = IDLE, jitter: float = 0.0) -> TimerDecision | None:
         instant = TimerInstant(self.wall, self.monotonic, jitter)
         self.state, action = handle(self.state, input_, instant, self.schedule, view)
         return action
 
-    def after(self, seconds: float, view: WorkloadView = IDLE) -> TimerAction | None:
+    def after(self, seconds: float, view: WorkloadView = IDLE) -> TimerDecision | None:
         """Let time pass, on both clocks, and elapse."""
         self.wall, self.monotonic = self.wall + seconds, self.monotonic + seconds
         return self.apply(Elapse(), view)
 
-    def set_clock(self, by: float, view: WorkloadView = IDLE) -> TimerAction | None:
+    def set_clock(self, by: float, view: WorkloadView = IDLE) -> TimerDecision | None:
         self.wall += by
         self.apply(Reschedule(), view)
         return self.apply(Elapse(), view)

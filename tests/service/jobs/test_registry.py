@@ -15,16 +15,16 @@ def test_instances_and_requirers_are_found_and_follow_every_change() -> None:
     one, two, db, other = actor("web@1", "db"), actor("web@2", "db"), actor("db"), actor("web@2")
     registry = Registry((each.name, each) for each in (one, two, db))
     assert registry.instances("web") == [one, two]
-    assert registry.requirers("db") == [one, two]
-    assert registry.instances("no") == registry.requirers("no") == []
+    assert registry.stopped_with("db") == [one, two]
+    assert registry.instances("no") == registry.stopped_with("no") == []
     registry["web@2"] = other
-    assert (registry.instances("web"), registry.requirers("db")) == ([one, other], [one])
+    assert (registry.instances("web"), registry.stopped_with("db")) == ([one, other], [one])
     del registry["web@1"]
-    assert (registry.instances("web"), registry.requirers("db")) == ([other], [])
+    assert (registry.instances("web"), registry.stopped_with("db")) == ([other], [])
     registry.clear()
     assert registry.instances("web") == []
     registry.update({"web@1": one})
-    assert (registry.instances("web"), registry.requirers("db")) == ([one], [one])
+    assert (registry.instances("web"), registry.stopped_with("db")) == ([one], [one])
 
 
 def test_what_starts_after_a_workload_depends_on_it_and_what_it_starts_is_known() -> None:

@@ -23,7 +23,7 @@ async def test_a_run_begins_when_it_is_due(service: Client) -> None:
     assert service.status("tick")["reason"] == "exit code 0"
     (action,) = service.records("action", "tick")[:1]
     assert action["cause"] == {"by": "timer tick", "kind": "timer"}
-    (timer,) = service.supervisor.timers()
+    (timer,) = service.supervisor.timer_status()
     assert (timer["runs"], timer["running"], timer["last_exit"]) == (3, False, "exit code 0")
     assert 0 < timer["left_sec"] <= 20
 
@@ -74,7 +74,7 @@ async def test_what_is_stopped_stays_stopped_until_it_is_started(service: Client
     assert (await service.command("stop", "tick"))["ok"]
     await trio.sleep(62)
     assert service.course() == []
-    (timer,) = service.supervisor.timers()
+    (timer,) = service.supervisor.timer_status()
     assert (timer["armed"], timer["latest"], timer["next_at"]) == (
         False,
         "stopped by operator: nsupervisor start tick",
@@ -105,7 +105,7 @@ async def test_a_reload_adds_changes_and_removes_timers(service: Client) -> None
     assert len(decisions(service, "tick")) == runs
     assert decisions(service, "new") == ["start"]
     await service.reload(workload("tick", 'type = "oneshot"', program="exit=0@5"))
-    assert service.supervisor.timers() == []
+    assert service.supervisor.timer_status() == []
     await trio.sleep(62)
     assert len(decisions(service, "tick")) == runs
 
@@ -129,10 +129,10 @@ async def test_a_clock_that_is_set(service: Client) -> None:
     disk.set_clock(5 * HOUR)
     await trio.sleep(1)
     assert decisions(service, "hourly") == ["skip"]  # missed
-    before = service.supervisor.timers()[0]["next_at"]
+    before = service.supervisor.timer_status()[0]["next_at"]
     disk.set_clock(-HOUR)
     await trio.sleep(1)
-    assert service.supervisor.timers()[0]["next_at"] == before  # nothing is repeated
+    assert service.supervisor.timer_status()[0]["next_at"] == before  # nothing is repeated
     assert [record["event"] for record in service.site.records()].count("clock set") == 2
 
 
