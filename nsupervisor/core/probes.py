@@ -53,7 +53,7 @@ def begin(
     return ProbeState(verdict, first, first, has_succeeded=is_passed)
 
 
-def take(state: ProbeState, result: ProbeResult, config: ProbeConfig, now: float) -> ProbeState:
+def handle_result(state: ProbeState, result: ProbeResult, config: ProbeConfig, now: float) -> ProbeState:
     """Return the state after a probe that was due at `state.due_at` and has ended `now`."""
     is_success = result.is_success
     state = state._replace(has_succeeded=state.has_succeeded or bool(is_success))

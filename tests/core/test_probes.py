@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.config.probes import LivenessConfig, ProbeConfig, ReadinessConfig
-from nsupervisor.core.probes import ProbeResult, ProbeState, begin, take
+from nsupervisor.core.probes import ProbeResult, ProbeState, begin, handle_result
 
 OK, BAD = ProbeResult(True, "HTTP 200"), ProbeResult(False, "HTTP 503")
 
@@ -16,7 +16,7 @@ def verdicts(kind, results, config=None, **state):
     now = begin(kind, config, 0.0, **state)
     found = ""
     for result in results:
-        now = take(now, OK if result == "+" else BAD, config, now.due_at)
+        now = handle_result(now, OK if result == "+" else BAD, config, now.due_at)
         found += {True: "+", False: "-", None: "?"}[now.verdict]
     return found
 
@@ -50,7 +50,7 @@ def test_an_unknown_result_does_not_count():
     state = begin("liveness", config, 0.0)
     for result, verdict in ((BAD, True), (ProbeResult(None, "no keeper"), True), (BAD, False)):
         before = state.due_at
-        state = take(state, result, config, state.due_at)
+        state = handle_result(state, result, config, state.due_at)
         assert (state.verdict, state.due_at - before) == (verdict, 10.0)
 
 
@@ -60,15 +60,15 @@ def test_until_the_first_success_it_runs_more_often_and_only_one_failure_a_perio
     times = []
     while state.verdict is None:
         times.append(state.due_at)
-        state = take(state, BAD, config, state.due_at)
+        state = handle_result(state, BAD, config, state.due_at)
     assert times == [100.0 + n * 0.5 for n in range(21)], "the failures at 100 and 110 counted"
-    state = take(begin("startup", config, 100.0), OK, config, 100.2)
+    state = handle_result(begin("startup", config, 100.0), OK, config, 100.2)
     assert (state.verdict, state.due_at) == (True, 110.0)
 
 
 def test_a_start_interval_is_never_longer_than_the_period():
     config = ProbeConfig(period_sec=2.0, start_interval_sec=5.0)
-    assert take(begin("readiness", config, 0.0), BAD, config, 0.0).due_at == 2.0
+    assert handle_result(begin("readiness", config, 0.0), BAD, config, 0.0).due_at == 2.0
 
 
 def test_the_first_probe_waits_for_the_initial_delay_and_after_a_takeover_for_a_part_of_the_period():
@@ -81,9 +81,9 @@ def test_the_first_probe_waits_for_the_initial_delay_and_after_a_takeover_for_a_
 
 def test_probes_that_were_due_while_one_ran_are_left_out():
     config = ProbeConfig(period_sec=1.0, start_interval_sec=1.0)
-    state = take(begin("readiness", config, 0.0), OK, config, 3.4)
+    state = handle_result(begin("readiness", config, 0.0), OK, config, 3.4)
     assert state.due_at == 4.0
-    assert take(state, BAD, config, 4.1).due_at == 5.0
+    assert handle_result(state, BAD, config, 4.1).due_at == 5.0
 
 
 @given(
@@ -103,7 +103,7 @@ def test_a_verdict_changes_only_after_enough_results_in_a_row(config, kind, resu
     for is_success, took in results:
         before: ProbeState = state
         now = state.due_at + took
-        state = take(state, OK if is_success else BAD, config, now)
+        state = handle_result(state, OK if is_success else BAD, config, now)
         row.append(is_success)
         assert state.due_at > before.due_at
         assert state.due_at > now - 1e-6, "the next one is not due in the past"

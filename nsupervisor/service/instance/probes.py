@@ -15,7 +15,7 @@ from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.config.probes import ProbeConfig, ProbeKind
 from nsupervisor.core import events
 from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
-from nsupervisor.core.probes import ProbeResult, ProbeState, begin, take
+from nsupervisor.core.probes import ProbeResult, ProbeState, begin, handle_result
 from nsupervisor.core.states import State
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
@@ -137,7 +137,7 @@ class Probes:
             began = trio.current_time()
             result = await self._send(subject, config)
             took_s = trio.current_time() - began
-        before, state = state, take(state, result, config, trio.current_time())
+        before, state = state, handle_result(state, result, config, trio.current_time())
         self.latest[kind] = LatestResult(state, result, took_s)
         if result.is_success is not None:
             self.counters.count_probe(kind, result.is_success)

@@ -23,9 +23,9 @@ class InstanceStatus:
     instance: Instance | None
     description: str
     command: Sequence[str]
+    """The program and its arguments, as in the configuration in force."""
     root: str
     """The path of its root file system; "": it has that of the host."""
-    """The program and its arguments, as in the configuration in force."""
     lifecycle: Lifecycle
     waits_for: str
     """The workloads that a pending start waits for, in words, or ""."""

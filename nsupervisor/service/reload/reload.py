@@ -366,10 +366,9 @@ class Reloader:
             update_membership(actor, step.workload, self.placement)
             if step.name not in prepared.limits_changed:  # the limits are applied with its next process
                 actor.limit_writer.defer(limits)
-            if is_scaled and not step.changes:
+            if is_scaled or step.changes:
                 actor.save_checkpoint()
             if step.changes:
-                actor.save_checkpoint()
                 changes = [by_wire_name(change) for change in step.changes]
                 more = {"action": "reload", "cause": RELOAD.cause(), "do": step.action.value, "changes": changes}
                 actor.log.write(actor.lifecycle.generation, "action", **more)
