@@ -318,17 +318,21 @@ def _parse_upgrade(request: Request) -> dict[str, Any]:
     raise HTTPError(400, f"the body says no version; send for example {example}")
 
 
+def _parse_body(request: Request, example: str) -> Any:
+    """Return the JSON value in a request's body. Raises HTTPError 400 with the example if it is none."""
+    try:
+        return request.json()
+    except ValueError as error:
+        raise HTTPError(400, f"the body cannot be read as JSON: {error}; {example}") from None
+
+
 def _parse_command(verb: str, request: Request) -> tuple[list[str], dict[str, Any]]:
     """Return the names and the parameters in a request's body. Raises HTTPError 400 if it is wrong."""
-    try:
-        body = request.json()
-    except ValueError as error:
-        raise HTTPError(
-            400, f'the body cannot be read as JSON: {error}; send for example {{"names": ["web"]}}'
-        ) from None
+    example = 'send for example {"names": ["web"]}'
+    body = _parse_body(request, example)
     names = body.get("names") if isinstance(body, dict) else None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise HTTPError(400, '"names" is not a list of names; send for example {"names": ["web"]}')
+        raise HTTPError(400, f'"names" is not a list of names; {example}')
     allowed = ["names", *_PARAMETERS.get(verb, ())]
     if unknown := [key for key in body if key not in allowed]:
         raise HTTPError(400, f'"{unknown[0]}" means nothing here; there is: {", ".join(allowed)}')
@@ -347,12 +351,10 @@ def _parse_command(verb: str, request: Request) -> tuple[list[str], dict[str, An
 
 def _parse_exec(request: Request) -> ExecTerms:
     """Return the command in a request's body. Raises HTTPError 400 if it is wrong."""
-    try:
-        body = request.json()
-    except ValueError as error:
-        raise HTTPError(400, f'the body cannot be read as JSON: {error}; send for example {{"argv": ["ls"]}}') from None
+    example = 'send for example {"argv": ["ls"]}'
+    body = _parse_body(request, example)
     if not isinstance(body, dict):
-        raise HTTPError(400, 'the body is not an object; send for example {"argv": ["ls"]}')
+        raise HTTPError(400, f"the body is not an object; {example}")
     for key, value in body.items():
         if key not in _EXEC_CHECKS:
             raise HTTPError(400, f'"{key}" means nothing here; there is: {", ".join(_EXEC_CHECKS)}')
@@ -360,7 +362,7 @@ def _parse_exec(request: Request) -> ExecTerms:
         if not is_right(value):
             raise HTTPError(400, f'"{key}" is not {wanted}')
     if "argv" not in body:
-        raise HTTPError(400, '"argv" is missing; send for example {"argv": ["ls"]}')
+        raise HTTPError(400, f'"argv" is missing; {example}')
     terminal = body.get("terminal")
     return ExecTerms(
         tuple(body["argv"]),
@@ -410,10 +412,7 @@ def _parse_source(request: Request) -> tuple[str | None, str | None, list[Includ
     Raises HTTPError 400 if the body is wrong.
     """
     example = 'send for example {"path": "/etc/nsupervisor.toml"}, or {} for the file in force'
-    try:
-        body = request.json() if request.body else {}
-    except ValueError as error:
-        raise HTTPError(400, f"the body cannot be read as JSON: {error}; {example}") from None
+    body = _parse_body(request, example) if request.body else {}
     files = body.pop("files", None) if isinstance(body, dict) else None
     if not isinstance(body, dict) or not all(isinstance(value, str) and value for value in body.values()):
         raise HTTPError(400, f"the body is not an object of texts; {example}")
@@ -429,10 +428,7 @@ def _parse_source(request: Request) -> tuple[str | None, str | None, list[Includ
 def _parse_scale(request: Request) -> dict[str, int]:
     """Return the numbers of instances in a request's body. Raises HTTPError 400 if it is wrong."""
     example = 'send for example {"instances": {"web": 6}}'
-    try:
-        body = request.json()
-    except ValueError as error:
-        raise HTTPError(400, f"the body cannot be read as JSON: {error}; {example}") from None
+    body = _parse_body(request, example)
     counts = body.get("instances") if isinstance(body, dict) and body.keys() == {"instances"} else None
     if not isinstance(counts, dict) or not counts or not all(type(count) is int for count in counts.values()):
         raise HTTPError(400, f"the body has no numbers of instances; {example}")
@@ -445,7 +441,8 @@ def _parse_files(files: Any) -> list[IncludedFile]:
         isinstance(file, dict) and file.keys() == set(keys) and all(isinstance(file[key], str) for key in keys)
         for file in files
     ):
-        raise HTTPError(400, f'"files" is not a list of objects with the texts {", ".join(keys)}')
+        example = 'send for example [{"include": "/etc/conf.d/*.toml", "path": "/etc/conf.d/a.toml", "text": ""}]'
+        raise HTTPError(400, f'"files" is not a list of objects with the texts {", ".join(keys)}; {example}')
     return [IncludedFile(*(file[key] for key in keys)) for file in files]
 
 
