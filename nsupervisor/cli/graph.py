@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     Graph = dict[str, dict[str, Any]]
 
 ORDERING_KEYS = ("requires", "binds_to", "wants", "part_of", "after")
-"""The keys by which a start waits; the edges of the others are shown, but not followed."""
+"""The keys by which a start waits; the edges of the others are shown, but not followed.
+
+Those of `nsupervisor.config.relations`, which takes too long to import.
+"""
 _STARTED_STATES = ("running", "ready", "frozen")
 _MIN_WIDTH = 20
 
@@ -43,16 +46,21 @@ def make_graph(instances: Iterable[Mapping[str, Any]]) -> Graph:
 def _is_met(edge: Mapping[str, str], others: Sequence[Mapping[str, Any]]) -> bool | None:
     if edge["key"] not in ORDERING_KEYS:
         return None
-    return all(other["ready"] or _is_condition_met(edge["condition"], other["state"]) for other in others)
+    return all(other["ready"] or _is_condition_met(edge["condition"], other) for other in others)
 
 
-def _is_condition_met(condition: str, state: str) -> bool:
+def _is_condition_met(condition: str, other: Mapping[str, Any]) -> bool:
+    """Check a condition as `nsupervisor.core.edges.is_met` does; a program that never ran has not completed."""
+    state, last_exit = other["state"], other.get("last_exit")
     match condition:
         case "started":
             return state in _STARTED_STATES
         case "completed":
-            return state in ("exited", "failed")
-    return condition == "completed_successfully" and state == "exited"
+            has_run = last_exit is not None and not last_exit.get("failure") and not last_exit.get("skipped")
+            return state in ("exited", "failed") and has_run
+        case "completed_successfully":
+            return state == "exited" and not (last_exit or {}).get("skipped")
+    return False
 
 
 def selected(graph: Graph, names: Iterable[str]) -> Graph:

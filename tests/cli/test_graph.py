@@ -2,15 +2,18 @@
 
 import pytest
 
-from nsupervisor.cli.graph import dot_lines, make_graph, selected, tree_lines
+from nsupervisor.cli.graph import ORDERING_KEYS, dot_lines, make_graph, selected, tree_lines
+from nsupervisor.config import relations
 
 
-def instance(name, state="running", *edges, ready=None, reason=""):
+def instance(name, state="running", *edges, ready=None, reason="", **last_exit):
+    """An instance whose last exit has these keys, if it has ended."""
     return {
         "name": name,
         "state": state,
         "ready": state in ("running", "ready") if ready is None else ready,
         "reason": reason,
+        "last_exit": {"code": 0, **last_exit} if state in ("exited", "failed") else None,
         "edges": [
             {"key": key, "name": other, "condition": condition[0] if condition else "ready"}
             for key, other, *condition in edges
@@ -65,20 +68,28 @@ def test_which_edges_are_met():
 
 
 @pytest.mark.parametrize(
-    ("condition", "state", "met"),
+    ("condition", "state", "last_exit", "met"),
     [
-        ("ready", "frozen", False),
-        ("started", "frozen", True),
-        ("started", "backoff", False),
-        ("completed", "failed", True),
-        ("completed", "stopped", False),
-        ("completed_successfully", "failed", False),
-        ("completed_successfully", "exited", True),
+        ("ready", "frozen", {}, False),
+        ("started", "frozen", {}, True),
+        ("started", "backoff", {}, False),
+        ("completed", "failed", {}, True),
+        ("completed", "failed", {"failure": "cannot execute x"}, False),
+        ("completed", "exited", {"skipped": "condition_host = a"}, False),
+        ("completed", "stopped", {}, False),
+        ("completed_successfully", "failed", {}, False),
+        ("completed_successfully", "exited", {}, True),
+        ("completed_successfully", "exited", {"skipped": "condition_host = a"}, False),
     ],
 )
-def test_conditions(condition, state, met):
-    site = [instance("web", "stopped", ("requires", "db", condition)), instance("db", state, ready=False)]
+def test_conditions(condition, state, last_exit, met):
+    db = instance("db", state, ready=False, **last_exit)
+    site = [instance("web", "stopped", ("requires", "db", condition)), db]
     assert make_graph(site)["web"]["edges"][0]["met"] is met
+
+
+def test_a_start_waits_by_the_keys_of_the_configuration():
+    assert ORDERING_KEYS == relations.ORDERING_KEYS
 
 
 def test_a_long_chain_is_a_tree():
