@@ -119,8 +119,7 @@ def format_record(record: Mapping[str, Any]) -> str:
             return f"{record['probe']} {verdict}: {record['message']} ({format_span(record['took_sec'])})"
         case "exec" if "command" in record and "cause" in record:
             user = f" as {record['user']}" if "user" in record else ""
-            detail = f" ({record['cause']['detail']})" if "detail" in record["cause"] else ""
-            return f"{record['command']}{user} by {record['cause']['by']}{detail}"
+            return f"{record['command']}{user} {initiator_phrase(record['cause'])}"
         case "state" if "to" in record:
             return f"{record['from']} → {record['to']}: {record['reason']}"
         case "exited" if "pid" in record:
@@ -198,7 +197,8 @@ def _format_action(record: Mapping[str, Any]) -> str:
         if "message" in record:
             suffix += f", {record['message']}"
         choice = f", {format_choice(cause)}" if "victim" in cause else ""
-        rule = f"{cause['rule']}, line {cause['line']}: {cause['when']}"
+        line = f", line {cause['line']}" if cause["line"] else ""  # a rule of an included file has the line 0
+        rule = f"{cause['rule']}{line}: {cause['when']}"
         return f"{format_command(record)}{suffix} by {rule}: {observed}{choice}"
     if "by" in cause:
         return f"{format_command(record)} {initiator_phrase(cause)}"

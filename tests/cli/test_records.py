@@ -111,6 +111,7 @@ def test_what_was_set():
     ("record", "words"),
     [
         (action("restart", OOM), "restart by policy[0], line 14: memory.events oom_kill: 0 → 1"),
+        (action("restart", {**OOM, "line": 0}), "restart by policy[0]: memory.events oom_kill: 0 → 1"),
         (
             action("signal", LEVEL, signal="SIGHUP", dry_run=True),
             "signal SIGHUP (dry run) by policy[1], line 20: pids.current >= 90%: "

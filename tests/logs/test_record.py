@@ -135,6 +135,31 @@ def test_the_schema_refuses(changes):
                 "after": 1,
             },
         },
+        {
+            "event": "action",
+            **LABELS,
+            "action": "stop",
+            "cause": {
+                "rule": "policy[0]",
+                "line": 0,  # of an included file
+                "when": "uptime > 1h",
+                "file": "uptime",
+                "key": "",
+                "before": 0,
+                "after": 3600,
+            },
+        },
+        {"event": "timer", "workload": "web", "do": "skip", "message": "not run: suspend = true"},
+        {"event": "timer", "workload": "web", "do": "start", "message": "run: due", "late_sec": 0.002},
+        {
+            "event": "exec",
+            **LABELS,
+            "command": "id -un",
+            "cause": {"by": "operator", "kind": "person", "detail": "uid 0, pid 1"},
+            "exec": "1",
+            "terminal": False,
+        },
+        {"event": "exec ended", **LABELS, "exec": "1", "code": 0, "signal": None, "took_sec": 0.01},
         {"event": "warning", "workload": "web@2", "instance": 2, "message": "processes do not die"},
     ],
 )

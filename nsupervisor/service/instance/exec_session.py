@@ -216,7 +216,7 @@ class ExecSession:
             exec=entry.id.rpartition("/")[2],
             code=end["code"],
             signal=end["signal"],
-            seconds=round(trio.current_time() - began, 3),
+            took_sec=round(trio.current_time() - began, 3),
             **facts,
         )
 
