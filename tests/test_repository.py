@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from nsupervisor.config.load import key_slots
+from nsupervisor.config.model import WorkloadConfig
 from tests import import_graph
 from tests.needs import ROOT, needs
 
@@ -259,3 +261,13 @@ def test_no_plugin_or_option_runs_failed_tests_again() -> None:
     texts += [path.read_text() for path in tracked("tests/conftest.py", "tests/isolation.py")]
     forbidden = re.compile(r"rerun|flaky|pytest-retry|--lf\b|--last-failed|--ff\b|--failed-first|runtestprotocol")
     assert [found[0] for text in [*settings, *texts] if (found := forbidden.search(text))] == []
+
+
+def test_the_page_about_reloads_lists_the_keys_that_change_live() -> None:
+    text = (ROOT / "docs" / "reload.md").read_text()
+    listed = re.findall(r"`(\w+)(\*?)`", text.partition("These keys change live:")[2].partition(".\n")[0])
+    composed = {"extends", "override", "expand"}  # no workload has them after composition
+    live = {key for key, slot in key_slots(WorkloadConfig).items() if slot.is_live} - composed
+    named = {key for key in live if any(key == name or (star and key.startswith(name)) for name, star in listed)}
+    assert named == live
+    assert [name for name, _ in listed if not any(key.startswith(name) for key in live)] == []
