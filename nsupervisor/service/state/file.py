@@ -162,7 +162,7 @@ class TimerCheckpoint:
 
     state: TimerState = attrs.field(factory=TimerState, metadata=wire("timer"))
     schedule: str = attrs.field(default="", metadata=wire("schedule"))
-    """The configuration from which the times of the state were computed."""
+    """The configuration from which the times of the state were computed, as a file has it."""
     pending: RunMode | None = attrs.field(default=None, metadata=wire("pending"))
     """A run that was decided and may not have begun."""
     generations: Mapping[str, int] = attrs.field(factory=dict, metadata=wire("generations"))

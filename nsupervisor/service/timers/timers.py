@@ -18,8 +18,10 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.config.kinds import TableOf
 from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.config.timers import TimerConfig
+from nsupervisor.config.to_toml import to_toml
 from nsupervisor.config.units import format_duration
 from nsupervisor.core import events
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
@@ -214,7 +216,7 @@ class Timers:
         timer = self._timers[name] = Timer(name, config, self._schedule(workload), state)
         if saved is not None:
             timer.set_pending(saved.pending, saved.generations)
-            self._apply(timer, Reschedule(is_config_changed=saved.schedule != repr(config)))
+            self._apply(timer, Reschedule(is_config_changed=saved.schedule != _written(config)))
             return
         since = None
         if config.persistent and workload.autostart:
@@ -421,7 +423,7 @@ class Timers:
 
     def _save(self, timer: Timer) -> None:
         if self._timers.get(timer.name) is timer:
-            checkpoint = TimerCheckpoint(timer.state, repr(timer.config), timer.pending, timer.generations)
+            checkpoint = TimerCheckpoint(timer.state, _written(timer.config), timer.pending, timer.generations)
             self.context.state.save_timer(timer.name, checkpoint)
 
     def _log(self, timer: Timer, level: str, **fields: Any) -> None:
@@ -429,6 +431,11 @@ class Timers:
 
     def _warn(self, timer: Timer, message: str) -> None:
         self.context.journal.log.warning("warning", workload=timer.name, message=message)
+
+
+def _written(config: TimerConfig) -> str:
+    """Return the keys that differ from their defaults, as a file has them: the same for a version with further keys."""
+    return to_toml(TableOf(TimerConfig), config)
 
 
 def _times(config: TimerConfig) -> list[str]:
