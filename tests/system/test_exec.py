@@ -428,3 +428,21 @@ async def test_a_client_that_does_not_read_delays_no_other(tmp_path: Path) -> No
 def memory(pid: int) -> int:
     """The resident bytes of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize(
+    ("key", "variable"),
+    [
+        ('runtime_directory = ["nsupervisor-test-exec"]', "RUNTIME_DIRECTORY"),
+        ('credentials = {{ token = "{place}" }}', "CREDENTIALS_DIRECTORY"),
+    ],
+)
+async def test_it_is_possible_in_a_program_with_directories_and_credentials(
+    tmp_path: Path, key: str, variable: str
+) -> None:
+    """It was refused: "unknown keys: directories", "credentials need a cover"."""
+    (tmp_path / "token").write_text("x")
+    text = f'[workload.web]\ncommand = ["sleep", "1000"]\n{key.format(place=tmp_path / "token")}\n'
+    async with service(tmp_path, text) as it:
+        await it.pid("web")
+        assert (await run(it, "web", "--", "sh", "-c", f"test -d ${variable}")).returncode == 0

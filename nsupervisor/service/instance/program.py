@@ -33,8 +33,11 @@ from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
 
-_OF_NAMESPACES = ("mounts", "cover", "sandbox", "root", "hostname", "time_offsets", "requires_security", "init")
-"""Keys of a specification that are about the namespaces, which a command in the program finds."""
+_OF_NAMESPACES = (
+    *("mounts", "cover", "sandbox", "root", "directories", "credentials"),
+    *("hostname", "time_offsets", "requires_security", "init"),
+)
+"""Keys of a specification that are about the namespaces and directories, which a command in the program finds."""
 OBSTACLE_TIMEOUT_S = 2.0
 """Seconds that a restart waits for the file systems that its program is on."""
 _OWN_PROCESS_PREFIX = "nsupervisor-"
