@@ -66,8 +66,7 @@ def related(workload: WorkloadConfig) -> list[dict[str, str]]:
 
 def stopped_with(workload: WorkloadConfig) -> Mapping[str, str]:
     """Map each workload with which `workload` is stopped to the key that says so; "" for `requires`."""
-    keys = dict.fromkeys(workload.part_of, "part_of") | dict.fromkeys(workload.binds_to, "binds_to")
-    return keys | dict.fromkeys(names(workload.requires), "")
+    return {**restarted_with(workload), **dict.fromkeys(names(workload.requires), "")}
 
 
 def restarted_with(workload: WorkloadConfig) -> Mapping[str, str]:
