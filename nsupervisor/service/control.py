@@ -42,6 +42,7 @@ from nsupervisor.service.timers.timers import Timers
 
 EXECS_LIMIT = 256
 """The number of commands that may run in workloads at a time: each has some descriptors and buffers."""
+_EXECS_FULL = f"{EXECS_LIMIT} commands run already, which is the limit; end one of them"
 FREEZE_TIMEOUT_S = 2.0
 """Seconds that `freeze` waits until the kernel has frozen every process; one in uninterruptible sleep takes longer."""
 
@@ -230,9 +231,7 @@ class Supervisor:
 
         async def converse(channel: Channel) -> None:
             if self._exec_count >= EXECS_LIMIT:
-                await session.refuse(
-                    channel, f"{EXECS_LIMIT} commands run already, which is the limit; end one of them"
-                )
+                await session.refuse(channel, _EXECS_FULL)
                 return
             self._exec_count += 1
             try:
@@ -241,7 +240,7 @@ class Supervisor:
                 self._exec_count -= 1
 
         if self._exec_count >= EXECS_LIMIT:
-            raise ExecRefused(f"{EXECS_LIMIT} commands run already, which is the limit; end one of them", 503)
+            raise ExecRefused(_EXECS_FULL, 503)
         return Switch(PROTOCOL, converse)
 
     async def plan(

@@ -14,7 +14,7 @@ the report of the exit, and a rule on the count must see it while its generation
 """
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -164,7 +164,7 @@ class Actor:
         self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, context)
         self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint)
-        self.probes = Probes(self.name, context, self.log, self.counters, self.post, self._probe_spec)
+        self.probes = Probes(self.name, context, self.log, self.counters, self.post, self._exec_spec)
 
     @property
     def lifecycle(self) -> Lifecycle:
@@ -332,12 +332,6 @@ class Actor:
             raise ExecRefused(f"{self.name}: {refused}") from None
         self._exec_count += 1
         return {**spec, "id": f"{self.id}/{self._exec_count}"}
-
-    def _probe_spec(self, command: Sequence[str]) -> dict[str, Any]:
-        try:
-            return self._exec_spec(ExecTerms(tuple(command)))
-        except ExecRefused as refused:
-            raise ValueError(str(refused)) from None
 
     def impose(self, firing: Firing, generation: int) -> None:
         """Queue the action of a group's rule that chose this instance; it is dropped if the generation has ended."""

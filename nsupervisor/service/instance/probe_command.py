@@ -8,6 +8,8 @@ from typing import Any
 
 import trio
 
+from nsupervisor.api.control import ExecRefused, ExecTerms
+from nsupervisor.config.probes import ProbeConfig
 from nsupervisor.core.probes import ProbeResult
 from nsupervisor.keeper.messages import KeeperLost, SpawnError
 from nsupervisor.service.context import ServiceContext
@@ -20,22 +22,24 @@ MAX_OUTPUT_BYTES = 256
 _LONGEST_READ_S = 0.05
 """Seconds after the end of the command in which its last output is read; what it has left may keep the pipe open."""
 
-MakeSpec = Callable[[], dict[str, Any]]
-"""Returns the specification of the command, with an id. Raises ValueError if it cannot be run now, with the reason."""
+MakeSpec = Callable[[ExecTerms], dict[str, Any]]
+"""Returns the specification of a command, with an id. Raises ExecRefused if it cannot be run now."""
 
 
-async def run_probe_command(context: ServiceContext, into: str, make_spec: MakeSpec, timeout_s: float) -> ProbeResult:
-    """Run a command in the generation `into`; exit status 0 is a success, and a time-out ends it with SIGKILL.
+async def run_probe_command(
+    context: ServiceContext, into: str, make_spec: MakeSpec, config: ProbeConfig
+) -> ProbeResult:
+    """Run the command of a probe in the generation `into`. Exit status 0 is a success; a time-out ends it with SIGKILL.
 
     If it could not be run for a reason that is not its own, the result is unknown (`is_success` is None).
     """
     try:
-        spec = make_spec()
+        spec = make_spec(ExecTerms(config.exec_))
         streams = context.kernel.open_exec_streams(False, None, host_owner(spec))
-    except (ValueError, OSError) as error:
+    except (ExecRefused, OSError) as error:
         return ProbeResult(None, str(error))
     try:
-        return await _run(context, into, spec, streams, timeout_s)
+        return await _run(context, into, spec, streams, config.timeout_sec)
     finally:
         streams.close()
 
@@ -50,20 +54,21 @@ async def _run(
     finally:
         streams.close_child_ends()
     output, is_in_time = bytearray(), False
-    are_read, open_streams = trio.Event(), streams.outputs
+    are_read = trio.Event()
 
     async def read(number: int) -> None:
-        nonlocal open_streams
         while data := await streams.read(number):
             output.extend(data[: MAX_OUTPUT_BYTES - len(output)])
-        open_streams -= 1
-        if not open_streams:
-            are_read.set()
+
+    async def read_all() -> None:
+        async with trio.open_nursery() as reading:
+            for number in range(streams.outputs):
+                reading.start_soon(read, number)
+        are_read.set()
 
     try:
         async with trio.open_nursery() as nursery:
-            for number in range(streams.outputs):
-                nursery.start_soon(read, number)
+            nursery.start_soon(read_all)
             with trio.move_on_after(timeout_s):
                 await entry.wait_ended()
                 is_in_time = True

@@ -4,9 +4,8 @@
 of one generation never reports about another: its events have the number of its own.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import attrs
 import trio
@@ -20,7 +19,7 @@ from nsupervisor.core.states import State
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.log import InstanceLog
-from nsupervisor.service.instance.probe_command import run_probe_command
+from nsupervisor.service.instance.probe_command import MakeSpec, run_probe_command
 
 
 class LatestResult(NamedTuple):
@@ -57,8 +56,7 @@ class Probes:
     log: InstanceLog
     counters: Counters
     post: Callable[[events.Event], None]
-    exec_spec: Callable[[Sequence[str]], dict[str, Any]]
-    """Returns the specification of a command in the program. Raises ValueError."""
+    exec_spec: MakeSpec
     latest: dict[ProbeKind, LatestResult] = attrs.field(init=False, factory=dict)
     """The latest results of the probes of the present generation."""
     _running: tuple[object, ...] | None = attrs.field(init=False, default=None)
@@ -148,9 +146,8 @@ class Probes:
     async def _send(self, subject: _Subject, config: ProbeConfig) -> ProbeResult:
         if not config.exec_:
             return await self.context.kernel.probe(config, subject.pidfd)
-        make_spec = partial(self.exec_spec, config.exec_)
         into = f"{self.name}#{subject.generation}"
-        return await run_probe_command(self.context, into, make_spec, config.timeout_sec)
+        return await run_probe_command(self.context, into, self.exec_spec, config)
 
     def _report(self, generation: int, kind: ProbeKind, state: ProbeState, result: ProbeResult, took_s: float) -> None:
         """Write a record of a new verdict, and tell the lifecycle what follows from it."""

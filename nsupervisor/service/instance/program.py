@@ -352,9 +352,9 @@ class Program:
             raise ExecRefused("without cgroups and a PID namespace nothing would end what the command leaves")
         if terms.user is not None:
             workload = attrs.evolve(workload, user=terms.user, supplementary_groups=())
+            spec = self._spec(workload, lifecycle.generation, cgroup)
         if terms.directory is not None:
-            workload = attrs.evolve(workload, working_directory=terms.directory)
-        spec = self._spec(workload, lifecycle.generation, cgroup)
+            spec["cwd"] = terms.directory
         own = {"argv": list(terms.argv), "env": {**spec["env"], **terms.environment}}
         return {**{key: value for key, value in spec.items() if key not in _OF_NAMESPACES}, **own}
 
