@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from datetime import UTC, tzinfo
 from functools import cache
-from zoneinfo import ZoneInfo
 
 _LOCAL_TIME = "/etc/localtime"
 
@@ -13,6 +12,8 @@ _LOCAL_TIME = "/etc/localtime"
 @cache
 def find_zone(name: str) -> tzinfo:
     """Return the time zone of a name, zoneinfo(3). Raises LookupError with what to do."""
+    from zoneinfo import ZoneInfo  # imported late: most services have no timers
+
     try:
         return UTC if name == "UTC" else ZoneInfo(name)
     except (LookupError, ValueError, OSError):
@@ -28,6 +29,8 @@ def local_zone() -> tzinfo:
             return find_zone(name)
         except LookupError:
             return UTC  # as in glibc
+    from zoneinfo import ZoneInfo
+
     try:
         with open(_LOCAL_TIME, "rb") as file:
             return ZoneInfo.from_file(file)
