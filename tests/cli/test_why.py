@@ -229,7 +229,7 @@ def test_what_the_lifecycle_does_by_itself_has_its_reason_as_its_head():
     )
 
 
-def test_a_probe_is_told_by_what_it_changes():
+def test_a_probe_is_shown_by_what_it_changes():
     records = Records()
     records.wish(0, "start", "boot")
     records.run(0)

@@ -421,7 +421,7 @@ PIECE = st.sampled_from(["{name}", "{instance}", "{instance-1:02}", "{var.x}", "
 
 
 @given(st.lists(TEXT | PIECE, max_size=4), st.integers(1, 4), TEXT, TEXT)
-def test_an_expanded_text_is_that_which_is_written_by_hand(
+def test_an_expanded_text_equals_the_text_without_placeholders(
     pieces: list[str], instance: int, variable: str, value: str
 ) -> None:
     values = {

@@ -246,7 +246,7 @@ class Watch:
 
 
 def _related(history: History, states: Mapping[str, str]) -> list[str]:
-    """What belongs together runs together, and what an end starts has been started."""
+    """Check that related workloads run together, and that each end has started what it should."""
     if history.kind.name != "related" or history.disk_was_full:
         return []
     wrong = []

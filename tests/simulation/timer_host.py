@@ -1,4 +1,4 @@
-"""What timers use of a simulated machine: a wall clock that tests set, and a disk that survives stops and kills."""
+"""The part of a simulated machine that timers use: a wall clock that tests set, and a disk that survives stops and kills."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ZONE = ZoneInfo("Europe/Berlin")
 
 @attrs.define(eq=False)
 class TimerDisk:
-    """What timers have of a machine. It outlives supervisors."""
+    """The state of timers on a machine. It outlives supervisors."""
 
     offset: float = WALL_AT_0
     stamps: dict[str, float] = attrs.field(factory=dict)

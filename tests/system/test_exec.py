@@ -73,14 +73,14 @@ async def test_what_cannot_be_executed_is_as_in_a_shell(tmp_path: Path) -> None:
         directory = await run(it, "web", "/etc")
         nowhere = await run(it, "-w", "/no/such", "web", "true")
         unknown = await run(it, "wbe", "true")
-        nobody = await run(it, "-u", "no-such-user", "web", "true")
+        refused = await run(it, "-u", "no-such-user", "web", "true")
     assert (missing.returncode, directory.returncode) == (127, 126)
     assert missing.stderr.startswith(b"web: cannot execute no-such-program: No such file or directory (searched PATH=")
     assert directory.stderr == b"web: cannot execute /etc: Permission denied\n"
     assert (nowhere.returncode, nowhere.stderr) == (1, b"web: cannot enter /no/such: No such file or directory\n")
     assert (unknown.returncode, unknown.stderr) == (2, b'no workload matches "wbe"; did you mean "web"?\n')
-    assert nobody.returncode == 1
-    assert b'no user "no-such-user" on this host' in nobody.stderr
+    assert refused.returncode == 1
+    assert b'no user "no-such-user" on this host' in refused.stderr
 
 
 FACTS = (
@@ -218,7 +218,7 @@ async def test_it_ends_with_the_generation(tmp_path: Path, keys: str, verb: str)
 
 
 @pytest.mark.parametrize("options", [["-i"], []])
-async def test_the_death_of_the_client_ends_it(tmp_path: Path, options: list[str]) -> None:
+async def test_the_end_of_the_client_ends_it(tmp_path: Path, options: list[str]) -> None:
     async with service(tmp_path, WEB) as it:
         await it.pid("web")
         script = "trap 'echo hangup > /tmp/exec-test-hangup; exit' HUP; echo begun; while :; do sleep 0.1; done"
@@ -236,7 +236,7 @@ async def test_the_death_of_the_client_ends_it(tmp_path: Path, options: list[str
         await run(it, "web", "rm", "/tmp/exec-test-hangup")
 
 
-async def test_the_death_of_the_service_ends_it(tmp_path: Path) -> None:
+async def test_the_end_of_the_service_ends_it(tmp_path: Path) -> None:
     async with service(tmp_path, WEB, status=-9) as it:
         pid = await it.pid("web")
         process = await begin(it, "web", "--", "sleep", "1001", stderr=subprocess.PIPE)

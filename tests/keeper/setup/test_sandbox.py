@@ -156,7 +156,7 @@ async def test_a_program_sees_its_own_cgroup_alone_where_runtimes_look_for_limit
     finally:
         with trio.fail_after(20):
             for directory in (core, *joined):
-                while (directory / "cgroup.procs").read_text():  # noqa: ASYNC110 - files of v1 notify nobody
+                while (directory / "cgroup.procs").read_text():  # noqa: ASYNC110 - files of v1 send no notifications
                     await trio.sleep(0.005)
                 directory.rmdir()
 

@@ -111,7 +111,7 @@ async def test_a_server_that_does_not_answer_fails_after_the_timeout(autojump_cl
         assert trio.current_time() - began == pytest.approx(1.5)
 
 
-async def test_a_port_that_nobody_listens_at_is_a_failure() -> None:
+async def test_a_port_without_a_listener_is_a_failure() -> None:
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     port = listener.socket.getsockname()[1]
     await listener.aclose()
