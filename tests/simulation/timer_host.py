@@ -1,4 +1,4 @@
-"""The part of a simulated machine that timers use: a wall clock that tests set, and a disk that survives stops and kills."""
+"""The machine as simulated timers use it: a wall clock that tests set, and a disk that survives stops and kills."""
 
 from __future__ import annotations
 
