@@ -8,9 +8,9 @@ the own one); ``cgroup`` (any cgroup); ``cgroup_v2`` (pure unified hierarchy); `
 version 2 core); ``userns`` (this user can make user namespaces); ``unprivileged_userns`` (uid 65534 can); ``netns``;
 ``time_namespace``; ``psi``; ``psi_short_windows`` (triggers below 2 s); ``sys_resource`` (CAP_SYS_RESOURCE); ``vm``
 (scripts/vm works here); ``scratch_disk`` (an empty block device, see `scratch_disk`); ``program:NAME``; ``file:PATH``;
-``seccomp`` (libseccomp and the kernel's filters); ``module:NAME``; ``kernel:6.15`` (at least); ``history:0.1.0`` (the
-commit of an earlier version is in this clone), and ``version:0.1.0`` (`scripts/setup` has made it, see
-`earlier_version`).
+``seccomp`` (libseccomp and the kernel's filters); ``module:NAME``; ``kernel:6.15`` (at least); ``landlock:3`` (at least
+this version of its ABI); ``history:0.1.0`` (the commit of an earlier version is in this clone), and ``version:0.1.0``
+(`scripts/setup` has made it, see `earlier_version`).
 """
 
 import importlib.util
@@ -245,6 +245,16 @@ def _kernel(version: str) -> str:
     return "" if numbers >= [int(part) for part in version.split(".")] else f"Linux {have} is older than {version}"
 
 
+def _landlock(abi: str) -> str:
+    from nsupervisor.linux import syscalls
+
+    try:
+        have = syscalls.landlock_abi()
+    except OSError as error:
+        return f"the kernel has no Landlock: {error.strerror}"
+    return "" if have >= int(abi) else f"version {have} of Landlock's ABI is older than {abi}"
+
+
 PROBES: dict[str, Callable[[], str]] = {
     "root": _root,
     "cgroup": _cgroup,
@@ -280,6 +290,7 @@ PARAMETRIC: dict[str, Callable[[str], str]] = {
     "program": _program,
     "module": _module,
     "kernel": _kernel,
+    "landlock": _landlock,
     "history": _history,
     "version": _version,
 }

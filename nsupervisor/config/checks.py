@@ -484,6 +484,12 @@ def _security_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Con
             '"strict" shows the cgroup namespace of the program, which it does not have; write true',
             ((*path, "namespaces", "cgroup"),),
         )
+    if security.landlock is not None and security.no_new_privileges is False:
+        yield Conflict(
+            (*table, "landlock"),
+            "needs no_new_privileges, as a set-user-id program would get privileges else; remove one of both",
+            ((*table, "no_new_privileges"),),
+        )
     families = security.restrict_address_families or ()
     if len({word.startswith("~") for word in families}) > 1 or ("none" in families and len(families) > 1):
         yield Conflict(

@@ -902,7 +902,6 @@ class Config(Table):
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
     WorkloadConfig: ("network", "sockets"),
-    SecurityConfig: ("landlock",),
     Resources: ("network_max",),
 }
 """Keys of later versions, by class: rejected like any unknown key, with a message that they are planned."""

@@ -50,7 +50,7 @@ def _device(value: Any) -> str:
     return value if len(words) == 1 else " ".join(words)
 
 
-_PATHS = ListOf(
+PROTECTED_PATHS = ListOf(
     Scalar(_protected_path, {"type": "string", "pattern": "^-?/"}),
 )
 _DEVICES = ListOf(
@@ -87,13 +87,14 @@ class SandboxConfig(Table):
     )
     shm_size: int | None = field(default=None, metadata=key(kinds.FILE_SIZE, "the size of /dev/shm, which is its own"))
     read_write_paths: tuple[str, ...] | None = field(
-        default=None, metadata=key(_PATHS, 'as they are outside, in what is read-only; "-/path" may be missing')
+        default=None,
+        metadata=key(PROTECTED_PATHS, 'as they are outside, in what is read-only; "-/path" may be missing'),
     )
     read_only_paths: tuple[str, ...] | None = field(
-        default=None, metadata=key(_PATHS, "read-only, with all that is mounted in them")
+        default=None, metadata=key(PROTECTED_PATHS, "read-only, with all that is mounted in them")
     )
     inaccessible_paths: tuple[str, ...] | None = field(
-        default=None, metadata=key(_PATHS, "empty, and closed to all users but root")
+        default=None, metadata=key(PROTECTED_PATHS, "empty, and closed to all users but root")
     )
     protect_kernel_tunables: bool | None = field(
         default=None, metadata=key(kinds.BOOLEAN, "/proc/sys, /sys and others are read-only, or empty")

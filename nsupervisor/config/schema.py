@@ -9,6 +9,7 @@ from attrs import NOTHING
 
 from nsupervisor.config import model, probes
 from nsupervisor.config.kinds import WORKLOAD_NAME, Choice, Kind, ListOf, MapOf, PrefixedKeys, Scalar, TableOf, TablesOf
+from nsupervisor.config.landlock import LandlockConfig
 from nsupervisor.config.load import Slot, key_slots
 
 
@@ -41,6 +42,7 @@ _NAMES: Mapping[type, str] = {
     model.RootConfig: "Root",
     model.MountConfig: "Mount",
     model.SecurityConfig: "Security",
+    LandlockConfig: "Landlock",
     model.Resources: "Resources",
     model.IoMax: "IoMax",
     model.IoLatency: "IoLatency",

@@ -11,7 +11,8 @@ from attrs import field, frozen
 
 from nsupervisor.config import kinds
 from nsupervisor.config import security_kinds as security
-from nsupervisor.config.kinds import Choice, ListOf, PrefixedKeys, key
+from nsupervisor.config.kinds import Choice, ListOf, PrefixedKeys, TableOf, key
+from nsupervisor.config.landlock import LandlockConfig
 from nsupervisor.config.sandbox import SandboxConfig
 
 Profile = Literal["default", "strict", "none"]
@@ -79,6 +80,9 @@ class SecurityConfig(SandboxConfig):
     restrict_realtime: bool | None = field(default=None, metadata=key(kinds.BOOLEAN, "no real-time scheduling"))
     restrict_suid_sgid: bool | None = field(
         default=None, metadata=key(kinds.BOOLEAN, "it may not make files that are set-user-id or set-group-id")
+    )
+    landlock: LandlockConfig | None = field(
+        default=None, metadata=key(TableOf(LandlockConfig), "the files and TCP ports that it may use; default: all")
     )
     rlimits: dict[str, tuple[int, int]] = field(
         factory=dict,

@@ -137,6 +137,12 @@ CHECKS = (
     ),
     _security("restrict_namespaces", 1, "no filter of its own refuses new namespaces"),
     _security("restrict_suid_sgid", 1, "the program may make set-user-id files"),
+    _security(
+        "landlock",
+        1,
+        "no Landlock rules limit the files and TCP ports that it may use",
+        '{ write = ["/tmp"], connect_tcp = [443], bind_tcp = [] }',
+    ),
     _security("restrict_realtime", 0.5, "real-time scheduling is not refused"),
     _security("lock_personality", 0.5, "the execution domain may be changed"),
     _security("memory_deny_write_execute", 1, "memory may be written and executed"),

@@ -34,6 +34,7 @@ NEUTRAL: dict[str, Any] = {
     "memory_deny_write_execute": False,
     "restrict_realtime": False,
     "restrict_suid_sgid": False,
+    "landlock": None,
     **dict.fromkeys(("protect_system", "protect_home", "private_tmp", "private_devices"), False),
     **dict.fromkeys(("device_allow", "read_write_paths", "read_only_paths", "inaccessible_paths"), ()),
     **dict.fromkeys(("protect_kernel_tunables", "protect_kernel_modules", "protect_kernel_logs"), False),
@@ -139,6 +140,8 @@ def _capabilities(words: tuple[str, ...], of_profile: tuple[str, ...]) -> tuple[
 def written_keys(security: SecurityConfig) -> dict[str, Any]:
     """Return the keys that the file has, and the profile if it is not the one without that key."""
     found = {key: getattr(security, key) for key in NEUTRAL if getattr(security, key) is not None}
+    if security.landlock is not None:
+        found["landlock"] = attrs.asdict(security.landlock)
     if security.profile != SecurityConfig().profile:
         found["profile"] = security.profile
     return found

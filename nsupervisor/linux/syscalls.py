@@ -159,6 +159,42 @@ def set_seccomp_filter(program: bytes) -> None:
         raise last_error("seccomp")
 
 
+_SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_ADD_RULE, _SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+LANDLOCK_RULE_PATH_BENEATH, LANDLOCK_RULE_NET_PORT = 1, 2
+
+
+def landlock_abi() -> int:
+    """Return the version of the kernel's Landlock ABI, landlock_create_ruleset(2). Raises OSError: there is none.
+
+    ENOSYS: this kernel, or a filter of system calls, has no Landlock. EOPNOTSUPP: it was not activated at boot.
+    """
+    return _landlock(_SYS_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_CREATE_RULESET_VERSION)
+
+
+def landlock_create_ruleset(attributes: bytes) -> int:
+    """Return the descriptor of a new ruleset; `attributes`: a `struct landlock_ruleset_attr`. Raises OSError."""
+    return _landlock(_SYS_LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
+
+
+def landlock_add_rule(ruleset: int, kind: int, attributes: bytes) -> None:
+    """Add a rule of a `LANDLOCK_RULE_` kind, landlock_add_rule(2). Raises OSError."""
+    _landlock(_SYS_LANDLOCK_ADD_RULE, ruleset, kind, attributes, 0)
+
+
+def landlock_restrict_self(ruleset: int) -> None:
+    """Restrict this process and its children to come, landlock_restrict_self(2). Raises OSError."""
+    _landlock(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+
+
+def _landlock(number: int, *arguments: int | bytes | None) -> int:
+    values = (ctypes.c_long(value) if isinstance(value, int) else value for value in arguments)
+    result = int(libc.syscall(ctypes.c_long(number), *values))
+    if result < 0:
+        raise last_error("landlock")
+    return result
+
+
 SECCOMP_INSTRUCTION_SIZE = 8
 """Bytes of a `struct sock_filter`, linux/filter.h."""
 

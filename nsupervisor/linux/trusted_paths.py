@@ -342,7 +342,7 @@ def locate(path: str, users: Container[int]) -> tuple[int, str]:
         OSError: see open(2).
     """
     try:
-        return _open_without_links(path), os.path.normpath(path)
+        return open_without_links(path), os.path.normpath(path)
     except OSError as error:
         # ELOOP: a link. EAGAIN: something was renamed meanwhile. ENOSYS, EPERM: an old kernel, or the filter of a
         # container engine.
@@ -355,7 +355,7 @@ def locate(path: str, users: Container[int]) -> tuple[int, str]:
         walk.close()
 
 
-def _open_without_links(path: str) -> int:
+def open_without_links(path: str) -> int:
     """Open what is at a path (O_PATH, close-on-exec) if no part of it is a symbolic link. Raises OSError: ELOOP."""
     return _openat2(_AT_FDCWD, path, os.O_PATH, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
 

@@ -119,6 +119,7 @@ OURS = {
         ),
         "core.instances",
         "core.isolation",
+        "core.landlock",
         "core.sandbox",
         "core.seccomp",
         "core.security",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import struct
@@ -23,8 +22,8 @@ _PIDFD_INFO = struct.Struct("=QQ3I8Ii")
 _PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info)
 _PIDFD_INFO_EXIT = 1 << 3
 
-_SYS_LANDLOCK_CREATE_RULESET = 444
-_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_ABI = 6
+"""The first version of the ABI with all that nsupervisor.core.landlock uses."""
 
 SHORT_TRIGGER, LONG_TRIGGER = "some 100000 500000", "some 100000 2000000"  # PSI triggers: stall and window in µs
 
@@ -178,11 +177,12 @@ def _seccomp() -> Finding:
 
 
 def _landlock() -> Finding:
-    version = syscalls.libc.syscall(
-        _SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_CREATE_RULESET_VERSION
-    )
-    if version < 0:
-        text = "access to files cannot be restricted per program; this version does not do so"
+    try:
+        abi = syscalls.landlock_abi()
+    except OSError as error:
+        text = f"security.landlock cannot be used: {error.strerror}"
         return Finding("Landlock", MISSING, text, 'if wanted, boot with "landlock" in lsm=')
-    text = f"access to files can be restricted per program (ABI {version}); this version does not do so yet"
-    return Finding("Landlock", OK, text)
+    if abi < _LANDLOCK_ABI:
+        text = f"version {abi} of its ABI: some keys of security.landlock need version {_LANDLOCK_ABI}, and are refused"
+        return Finding("Landlock", LIMITED, text, f"if wanted, {UPGRADE_REMEDY} (6.12 has it)")
+    return Finding("Landlock", OK, f"files and TCP ports can be restricted per program (version {abi} of its ABI)")

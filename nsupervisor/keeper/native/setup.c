@@ -32,20 +32,24 @@ enum { REPORT = 3, ORDER = 4, STDOUT = 5, STDERR = 6, INITIAL_ORDER = 10 };
 #define ENOENT 2
 #define EACCES 13
 #define ENOTDIR 20
+#define EINVAL 22
+#define RULE_PATH_BENEATH 1
+#define FILE_RIGHTS 0xc007 /* of Landlock, about something else than a directory; as in landlock.py */
 #define SOL_SOCKET 1
 #define SCM_RIGHTS 1
 #define MSG_CMSG_CLOEXEC 0x40000000
 #define EXIT_NOT_EXECUTABLE 126
 #define EXIT_NOT_FOUND 127
 
-/* The operations, in the order of `CALLS` in plan.py. The first three are made of several calls. */
-enum { HAND_OVER, SEND_ORDER, SEND_READY, FIRST_CALL };
+/* The operations, in the order of `CALLS` in plan.py. The first four are made of several calls. */
+enum { HAND_OVER, SEND_ORDER, SEND_READY, LANDLOCK_ADD_PATH, FIRST_CALL };
 static const uint16_t calls[] = {
 	__NR_openat, __NR_write, __NR_close, __NR_socket, __NR_ioctl, __NR_mount, __NR_open_tree, __NR_move_mount,
 	__NR_mkdirat, __NR_symlinkat, __NR_unshare, __NR_setns, __NR_sethostname, __NR_setsid, __NR_prlimit64,
 	__NR_setpriority, __NR_umask, __NR_setgroups, __NR_setresgid, __NR_setresuid, __NR_chdir, __NR_prctl,
 	__NR_rt_sigprocmask, __NR_keyctl, __NR_capset, __NR_seccomp, __NR_ioprio_set, __NR_sched_setscheduler,
-	__NR_openat2, __NR_mount_setattr, __NR_mknodat, __NR_fsopen, __NR_fsconfig, __NR_fsmount, __NR_execve,
+	__NR_openat2, __NR_mount_setattr, __NR_mknodat, __NR_fsopen, __NR_fsconfig, __NR_fsmount,
+	__NR_landlock_create_ruleset, __NR_landlock_add_rule, __NR_landlock_restrict_self, __NR_execve,
 };
 #define EXECVE (FIRST_CALL + sizeof(calls) / sizeof(calls[0]) - 1)
 
@@ -168,6 +172,24 @@ static long send_ready(char *text, size_t size)
 	return result;
 }
 
+/* Grant rights to what is at a path, if it is there, and below. `path`: its descriptor, or a negated errno. */
+static long landlock_add_path(int ruleset, uint64_t rights, long path)
+{
+	struct {
+		uint64_t rights;
+		int32_t fd;
+	} __attribute__((packed)) rule = { rights, path };
+	long result;
+
+	if (path < 0)
+		return 0;
+	result = CALL(landlock_add_rule, ruleset, RULE_PATH_BENEATH, &rule, 0);
+	if (result != -EINVAL)
+		return result;
+	rule.rights &= FILE_RIGHTS; /* not a directory: the kernel refuses the rights that are about directories */
+	return CALL(landlock_add_rule, ruleset, RULE_PATH_BENEATH, &rule, 0);
+}
+
 static int is_accepted(const struct operation *operation, long number)
 {
 	return number < 128 && operation->accepted[number / 64] >> number % 64 & 1;
@@ -184,6 +206,8 @@ static long perform(struct state *state, struct operation *operation)
 		return send_order((int32_t *)a[0], a[1]);
 	case SEND_READY:
 		return send_ready((char *)a[0], a[1]);
+	case LANDLOCK_ADD_PATH:
+		return landlock_add_path(a[0], a[1], a[2]);
 	}
 	return system_call(calls[operation->code - FIRST_CALL], a[0], a[1], a[2], a[3], a[4]);
 }

@@ -20,7 +20,7 @@ import stat
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import cover, handover, mount_steps, privileges, sandbox, scheduling, steps
+from nsupervisor.keeper.setup import cover, handover, landlock, mount_steps, privileges, sandbox, scheduling, steps
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, StepError, begin_failure
 from nsupervisor.linux import mounts, syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from nsupervisor.keeper.setup.spec import Spec
 
 CALLS = (
-    *("hand_over", "send_order", "send_ready", "openat", "write", "close", "socket", "ioctl", "mount", "open_tree"),
+    *("hand_over", "send_order", "send_ready", "landlock_add_path", "openat", "write", "close", "socket", "ioctl"),
+    *("mount", "open_tree"),
     *("move_mount", "mkdirat", "symlinkat", "unshare", "setns", "sethostname", "setsid", "prlimit64", "setpriority"),
     *("umask", "setgroups", "setresgid", "setresuid", "chdir", "prctl", "rt_sigprocmask", "keyctl", "capset"),
     *("seccomp", "ioprio_set", "sched_setscheduler", "openat2", "mount_setattr", "mknodat", "fsopen", "fsconfig"),
-    *("fsmount", "execve"),
+    *("fsmount", "landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "execve"),
 )
 """The operations, in the order of `calls` in setup.c."""
 _CODES = {name: code for code, name in enumerate(CALLS)}
@@ -322,6 +323,37 @@ def _confine(plan: Plan, spec: Spec, permitted: int, groups: Sequence[int] | Non
     if spec.no_new_privileges:
         plan.begin_step(begin_failure("give_up_new_privileges", "set no_new_privs"))
         plan.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if spec.landlock is not None:
+        _restrict_by_landlock(plan, spec.landlock)
+
+
+_RULESET, _RULE_PATH = 1, 2
+"""Numbers of results: the ruleset, and a path of a rule."""
+
+
+def _restrict_by_landlock(plan: Plan, rules: tuple[object, ...]) -> None:
+    """Do what `landlock.perform` does. The standby's program makes the rule of a path, which has its descriptor."""
+    how = landlock.OPEN_HOW
+    for text, name, arguments in landlock.calls(rules):
+        hints = landlock.PATH_HINTS if name == "path" else landlock.HINTS
+        plan.begin_step(begin_failure("restrict_by_landlock", text, hints))
+        if name == "create":
+            plan.call("landlock_create_ruleset", plan.place(arguments[0]), len(arguments[0]), 0, save=_RULESET)
+        elif name == "path":
+            path, may_be_missing, rights = arguments
+            plan.call(
+                *("openat2", _AT_FDCWD, os.fsencode(path), plan.place(how), len(how)),
+                save=_RULE_PATH,
+                accepted=(errno.ENOENT,) if may_be_missing else (),
+            )
+            plan.call("landlock_add_path", 0, rights, 0, use=_RULESET, target=_RULE_PATH)
+            plan.call("close", 0, use=_RULE_PATH, accepted=(errno.EBADF,))
+        elif name == "port":
+            kind = syscalls.LANDLOCK_RULE_NET_PORT
+            plan.call("landlock_add_rule", 0, kind, plan.place(arguments[0]), 0, use=_RULESET)
+        else:
+            plan.call("landlock_restrict_self", 0, 0, use=_RULESET)
+            plan.call("close", 0, use=_RULESET)
 
 
 def pack_entry(spec: Spec, has_cgroup: bool, has_terminal: bool) -> bytes:
@@ -672,7 +704,9 @@ def _become_user(plan: Plan, spec: Spec, groups: Sequence[int] | None) -> None:
 def _execute_failure(spec: Spec) -> bytes:
     name = spec.argv[0]
     has_path = b"/" in name
-    reasons = steps.EXECUTE_HINTS if has_path else {**steps.EXECUTE_HINTS, errno.ENOENT: f"searched PATH={spec.path}"}
+    reasons = steps.execute_hints(spec)
+    if not has_path:
+        reasons = {**reasons, errno.ENOENT: f"searched PATH={spec.path}"}
     shown = name.decode("utf-8", "backslashreplace")
     path = os.path.join(spec.cwd, os.fsdecode(name)) if has_path else ""
     return begin_failure("execute", f"execute {shown}", tuple(reasons.items()), path)

@@ -10,7 +10,7 @@ import os
 import resource
 from types import MappingProxyType
 
-from nsupervisor.keeper.setup import sandbox
+from nsupervisor.keeper.setup import landlock, sandbox
 from nsupervisor.keeper.setup.descriptors import REPORT_FD
 from nsupervisor.linux.mounts import Mount
 from nsupervisor.linux.namespaces import NAMESPACES, clone_flags
@@ -61,6 +61,7 @@ class Spec:
         "hostname",
         "id",
         "io_priority",
+        "landlock",
         "mounts",
         "name",
         "namespaces",
@@ -134,6 +135,8 @@ class Spec:
         self.ambient_capabilities: int = pop("ambient_capabilities", _mask, 0)
         self.secure_bits: int = pop("secure_bits", _mask, 0)
         self.filters: list[bytes] = pop("filters", lambda names: [filters[name] for name in _list(names)], [])
+        # (rights that it restricts, paths, ports), see landlock.py
+        self.landlock: tuple[Any, ...] | None = pop("landlock", landlock.parse, None)
         self.oom_score_adjust: int | None = pop("oom_score_adjust", _integer, None)
         self.io_priority: int | None = pop("io_priority", _integer, None)
         self.cpu_scheduling: tuple[int, int] | None = pop("cpu_scheduling", _pair, None)

@@ -27,7 +27,7 @@ import socket
 import struct
 
 from nsupervisor.keeper import native
-from nsupervisor.keeper.setup import privileges, scheduling
+from nsupervisor.keeper.setup import landlock, privileges, scheduling
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import StepError, encode_failure, step_error
 from nsupervisor.keeper.setup.mount_steps import (
@@ -326,6 +326,12 @@ def give_up_new_privileges(spec: Spec) -> None:
             raise step_error("set no_new_privs", error) from None
 
 
+def restrict_by_landlock(spec: Spec) -> None:
+    """Restrict the program to the files and ports of its Landlock rules, as its user and in its root."""
+    if spec.landlock is not None:
+        landlock.perform(spec.landlock)
+
+
 STEPS: tuple[Callable[[Spec], None], ...] = (
     new_session_keyring,
     *NAMESPACE_STEPS,
@@ -338,6 +344,7 @@ STEPS: tuple[Callable[[Spec], None], ...] = (
     set_capabilities,
     enter_directory,
     give_up_new_privileges,
+    restrict_by_landlock,
 )
 
 STEP_NAMES: dict[Callable[[Spec], None], str] = {
@@ -365,6 +372,7 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
     set_capabilities: "set_capabilities",
     enter_directory: "enter_directory",
     give_up_new_privileges: "give_up_new_privileges",
+    restrict_by_landlock: "restrict_by_landlock",
 }
 """The wire name of each step, for the `step` of a failure."""
 
@@ -410,9 +418,9 @@ def become_program(spec: Spec, candidates: Sequence[bytes] | None = None) -> NoR
         except PermissionError as error:
             refused = refused or error  # like execvp(3): a later directory may have one that works
         except OSError as error:
-            raise step_error(f"execute {shown}", error, EXECUTE_HINTS.get(error.errno or 0, "")) from None
+            raise step_error(f"execute {shown}", error, execute_hints(spec).get(error.errno or 0, "")) from None
     if refused is not None:
-        raise step_error(f"execute {shown}", refused) from None
+        raise step_error(f"execute {shown}", refused, execute_hints(spec).get(errno.EACCES, "")) from None
     hint, inside = "", "" if spec.root is None else f" in the root {spec.root[0]}"
     if b"/" not in name:
         hint = f"searched PATH={spec.path}{inside}"
@@ -428,6 +436,11 @@ EXECUTE_HINTS = {
     errno.EAGAIN: "a limit on processes is reached, such as limit_nproc",
     errno.E2BIG: "the arguments and the environment are too long",
 }
+
+
+def execute_hints(spec: Spec) -> dict[int, str]:
+    """Return hints for the errors of execve(2), by errno."""
+    return EXECUTE_HINTS if spec.landlock is None else {**EXECUTE_HINTS, errno.EACCES: landlock.EXECUTE_HINT}
 
 
 def _candidates(spec: Spec) -> list[bytes]:

@@ -12,6 +12,7 @@ from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import IoClass, SecurityConfig, WorkloadConfig
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.security_kinds import SECURE_BITS
+from nsupervisor.core.landlock import ruleset
 from nsupervisor.core.sandbox import for_own_root, sandbox
 from nsupervisor.core.seccomp import Filter, OciError, parse_oci
 from nsupervisor.core.seccomp import filters as find_filters
@@ -140,7 +141,7 @@ def _scheduling(workload: WorkloadConfig) -> dict[str, Any]:
     return found
 
 
-_PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bits", "filters")
+_PRIVILEGE_KEYS = ("capability_bounding_set", "ambient_capabilities", "secure_bits", "filters", "landlock")
 
 
 # What follows from the keys of `security` alone is found once for each value of them: it would be a third of what a
@@ -184,12 +185,14 @@ def _privileges(security: SecurityConfig, oci: Filter | None) -> dict[str, Any]:
         "ambient_capabilities": capability_names.mask(ambient),
         "secure_bits": sum(SECURE_BITS[word] for word in dict.fromkeys(found["secure_bits"])),
         "filters": [filter_name(one) for one in find_filters(found, oci)],
+        "landlock": ruleset(found["landlock"]),
     }
     neutral: dict[str, Any] = {
         "capability_bounding_set": None,
         "ambient_capabilities": 0,
         "secure_bits": 0,
         "filters": [],
+        "landlock": None,
     }
     return {key: value for key, value in privileges.items() if value != neutral[key]}
 

@@ -3,6 +3,7 @@
 Each item has its own function in `CHECKS`. An item without one can be provided everywhere.
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.capability_names import NAMES
+from nsupervisor.config.landlock import LandlockConfig
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.config.sandbox import SandboxConfig
 from nsupervisor.core.isolation import Absence
@@ -97,6 +99,27 @@ def _filter_privilege(workload: WorkloadConfig, own: Privileges) -> Absence | No
     )
 
 
+def _landlock(workload: WorkloadConfig, value: LandlockConfig, own: Privileges) -> Absence | None:
+    from nsupervisor.core.landlock import missing_abi  # imported late: few configurations need them
+    from nsupervisor.linux import syscalls
+
+    try:
+        abi = syscalls.landlock_abi()
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return Absence("Landlock is not active in this kernel", 'boot with "landlock" in lsm=')
+        return Absence(f"this kernel has no Landlock: {error.strerror}", "use one with CONFIG_SECURITY_LANDLOCK")
+    missing = missing_abi(value, abi)
+    if missing is None:
+        return None
+    key, needed = missing
+    return Absence(
+        f"{key} needs version {needed.abi} of Landlock's ABI (Linux {needed.kernel}): this kernel has version {abi}, "
+        f"which {needed.lack}",
+        f"remove {key}, or use a newer kernel",
+    )
+
+
 def _needs_bpf(workload: WorkloadConfig, value: Any, privileges: Privileges) -> Absence | None:
     if privileges.has(SYS_ADMIN) and privileges.uid_map == _INITIAL_USER_NAMESPACE:
         return None
@@ -125,6 +148,7 @@ CHECKS: Mapping[str, Check] = {
     "memory_deny_write_execute": _filter,
     "restrict_realtime": _filter,
     "restrict_suid_sgid": _filter,
+    "landlock": _landlock,
     "device_policy": _needs_bpf,
 }
 """By key of the table `security`."""

@@ -1,12 +1,15 @@
 """The items of the security of a workload that a process or a kernel cannot provide."""
 
+import errno
 import os
 from types import SimpleNamespace
 
 import pytest
 
+from nsupervisor.config.landlock import LandlockConfig
 from nsupervisor.config.load import parse
 from nsupervisor.core.isolation import Absence
+from nsupervisor.linux import syscalls
 from nsupervisor.linux.privileges import SYS_ADMIN, Privileges
 from nsupervisor.service.preflight.security import kernel_version, security_support
 
@@ -40,3 +43,26 @@ def test_devices_are_restricted_by_root_of_the_host_and_in_a_cgroup() -> None:
     assert "only root with CAP_SYS_ADMIN" in absence("device_policy", "closed", CONTAINED)
     missing = Absence("no cgroup can be made", "make one")
     assert absence("device_policy", "closed", no_cgroups=missing) == str(missing)
+
+
+def test_landlock_needs_a_version_of_the_abi(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = LandlockConfig(read=("/usr",), write=())
+    monkeypatch.setattr(syscalls, "landlock_abi", lambda: 2)
+    assert absence("landlock", given) == (
+        "write needs version 3 of Landlock's ABI (Linux 6.2): this kernel has version 2, which does not restrict "
+        "truncate(2); remove write, or use a newer kernel"
+    )
+    monkeypatch.setattr(syscalls, "landlock_abi", lambda: 3)
+    assert absence("landlock", given) == ""
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(errno.ENOSYS, "this kernel has no Landlock"), (errno.EOPNOTSUPP, 'boot with "landlock" in lsm=')],
+)
+def test_a_kernel_without_landlock(monkeypatch: pytest.MonkeyPatch, number: int, text: str) -> None:
+    def fail() -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(syscalls, "landlock_abi", fail)
+    assert text in absence("landlock", LandlockConfig(read=()))
