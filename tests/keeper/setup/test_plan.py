@@ -149,6 +149,7 @@ def test_each_step_is_in_a_plan() -> None:
         no_new_privileges=True,
         capability_bounding_set=0,
         timer_slack=1,
+        landlock={"handled": [1, 1, 0], "paths": [["/usr", 1]], "ports": [[80, 1]]},
     )
     packed = plan.pack_plan(given, plan.Common(given), has_cgroup=True)
     never_planned = {"become_namespace_root", "hold_shown_directories", "enter_root"}  # see `is_possible`
