@@ -379,6 +379,9 @@ def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conf
             'write "on-failure", or type = "simple"',
             ((*path, "type"),),
         )
+    if workload.type == "oneshot" and workload.min_ready_sec:
+        text = "is for programs that keep running; the start of a oneshot is complete when it exits; remove it"
+        yield Conflict((*path, "min_ready_sec"), text, ((*path, "type"),))
 
 
 def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

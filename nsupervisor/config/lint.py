@@ -6,6 +6,7 @@ workload's own limits, and both outcomes of each counter, stall and exit.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import product
 from math import inf
@@ -53,6 +54,7 @@ def lint(config: Config) -> Iterator[Conflict]:
         yield from _lint_isolation(workload)
         yield from _lint_daemon(workload)
         yield from _lint_restarts(workload, ("workload", name))
+        yield from _lint_stop(workload, ("workload", name))
         shared = workload.group is not None  # the limits of the group apply, too
         for number, rule in enumerate(workload.policy):
             yield from lint_rule(rule, workload.resources, ("workload", name, "policy", number), shared)
@@ -113,6 +115,21 @@ def _lint_restarts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict
     if workload.runtime_randomized_extra_sec and workload.runtime_max_sec == inf:
         text = "has no effect without runtime_max_sec, to which it adds; set that, or remove this"
         yield Conflict((*path, "runtime_randomized_extra_sec"), text)
+    if workload.restart_mode == "debug" and workload.restart in ("no", "on-success"):
+        text = (
+            f'has no effect with restart = "{workload.restart}", which restarts nothing that failed; remove one of them'
+        )
+        yield Conflict((*path, "restart_mode"), text)
+
+
+def _lint_stop(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    """Warn of keys about stops that another key makes void."""
+    if workload.final_kill_signal != signal.SIGKILL and workload.timeout_stop_sec == inf:
+        yield Conflict(
+            (*path, "final_kill_signal"), 'is never sent with timeout_stop_sec = "infinity"; write a time there'
+        )
+    if workload.send_sighup and workload.kill_signal == signal.SIGHUP:
+        yield Conflict((*path, "send_sighup"), "has no effect: kill_signal is SIGHUP already; remove one of them")
 
 
 def lint_warnings(config: Config, positions: Positions) -> list[Problem]:

@@ -43,6 +43,8 @@ LogDestination = Literal["journal", "file", "both", "inherit", "none"]
 LogFileFormat = Literal["json", "raw"]
 FullPolicy = Literal["block", "drop"]
 WorkloadType = Literal["simple", "notify", "oneshot"]
+KillMode = Literal["main", "all"]
+RestartMode = Literal["normal", "debug"]
 OomPreference = Literal["none", "avoid", "omit"]
 IoClass = Literal["realtime", "best-effort", "idle"]
 """In the order of their numbers in ioprio_set(2), from 1."""
@@ -683,7 +685,34 @@ class WorkloadConfig(Table):
     restart_force_exit_status: tuple[int | str, ...] = field(
         default=(), metadata=key(ListOf(kinds.EXIT_STATUS), "after these a restart, whatever `restart` says", live=True)
     )
+    restart_mode: RestartMode = field(
+        default="normal",
+        metadata=key(Choice.of(RestartMode), "debug: a restart after a failure has DEBUG_INVOCATION=1", live=True),
+    )
+    min_ready_sec: float = field(
+        default=0.0,
+        metadata=key(
+            kinds.DURATION,
+            "how long it must be up until its start is complete; then the start limit is reset",
+            live=True,
+        ),
+    )
+    kill_mode: KillMode = field(
+        default="main",
+        metadata=key(
+            Choice.of(KillMode), "stop the program first, then what it leaves; or all processes at once", live=True
+        ),
+    )
     kill_signal: int = field(default=15, metadata=key(kinds.SIGNAL, "what stop sends first", live=True))
+    send_sighup: bool = field(
+        default=False, metadata=key(kinds.BOOLEAN, "stop sends SIGHUP after kill_signal, for shells", live=True)
+    )
+    final_kill_signal: int = field(
+        default=9,
+        metadata=key(
+            kinds.SIGNAL, "what is left after timeout_stop_sec gets; SIGKILL follows after the same time", live=True
+        ),
+    )
     timeout_start_sec: float = field(
         default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit', live=True)
     )

@@ -98,6 +98,8 @@ class Lifecycle:
     generation: int = attrs.field(default=0, metadata=wire("generation"))
     deadline: float | None = attrs.field(default=None, metadata=wire("deadline"))
     after_stop: AfterStop = attrs.field(default=AfterStop.POLICY, metadata=wire("then"))
+    final_signal_sent: bool = attrs.field(default=False, metadata=wire("final_sent"))
+    """`final_kill_signal`, if it is not SIGKILL, was sent to what is left of this generation."""
     sigkill_sent: bool = attrs.field(default=False, metadata=wire("killed"))
     """SIGKILL was sent to every process of this generation."""
     killed_at: float | None = attrs.field(default=None, metadata=wire("killed_at"))
@@ -127,6 +129,10 @@ class Lifecycle:
 
     It says how it becomes known that the program is ready, so a program keeps the one that it was started with.
     """
+    is_debug: bool = attrs.field(default=False, metadata=wire("debug"))
+    """Whether this generation was started after a failure with `restart_mode = "debug"`: it has DEBUG_INVOCATION=1."""
+    complete_at: float | None = attrs.field(default=None, metadata=wire("complete_at"))
+    """When `min_ready_sec` completes the start of this generation; None before it is up, and afterwards."""
     was_ready: bool = attrs.field(default=False, metadata=wire("was_ready"))
     """Whether a probe has found this generation ready before: its start is complete, and its start deadline is over."""
 
@@ -215,9 +221,8 @@ def stop(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
     lifecycle = attrs.evolve(
         lifecycle, should_run=lifecycle.should_run if should_run is None else should_run, after_stop=after_stop
     )
-    return _enter_stopping(
-        lifecycle, instant, workload, f"{verb} {input_.requested_by.phrase}", Signal(workload.kill_signal)
-    )
+    reason = f"{verb} {input_.requested_by.phrase}"
+    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload))
 
 
 def stop_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -291,9 +296,13 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
     """
     assert isinstance(input_, Command)
     waits = lifecycle.state_before_freeze is State.RUNNING and _start_is_incomplete(lifecycle, workload)
-    if lifecycle.state_before_freeze is State.READY and lifecycle.runs_until is None:  # it became ready while frozen
-        lifecycle = _limit_runtime(lifecycle, instant, workload)
     deadline = _deadline(instant, workload.timeout_start_sec) if waits else lifecycle.runs_until
+    if lifecycle.complete_at is not None:
+        lifecycle = _mark_up(lifecycle, instant, workload)
+        deadline = lifecycle.deadline
+    elif lifecycle.state_before_freeze is State.READY and lifecycle.runs_until is None:  # it became ready while frozen
+        lifecycle = _limit_runtime(lifecycle, instant, workload)
+        deadline = lifecycle.runs_until
     return attrs.evolve(
         lifecycle, state=lifecycle.state_before_freeze, deadline=deadline, reason=f"thawed by {input_.requested_by}"
     ), (ThawAll(),)
@@ -302,14 +311,16 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
 def mark_running(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program runs; if it has to become ready, its start deadline stays."""
     if not _start_is_incomplete(lifecycle, workload):
-        lifecycle = _limit_runtime(lifecycle, instant, workload)
+        lifecycle = _mark_up(lifecycle, instant, workload)
     lifecycle = attrs.evolve(lifecycle, state=State.RUNNING)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
 def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program is ready, or is ready again."""
-    if not lifecycle.was_ready:
+    if lifecycle.state is State.STARTING or _start_is_incomplete(lifecycle, workload):
+        lifecycle = _mark_up(lifecycle, instant, workload)
+    elif not lifecycle.was_ready and lifecycle.complete_at is None:
         lifecycle = _limit_runtime(lifecycle, instant, workload)
     was_ready = _start_type(lifecycle, workload) == PROBED
     lifecycle = attrs.evolve(lifecycle, state=State.READY, was_ready=was_ready)
@@ -318,6 +329,8 @@ def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: 
 
 def ready_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record readiness that was sent before the freeze and received after it; it counts after the thaw."""
+    if lifecycle.state_before_freeze is State.RUNNING and _start_is_incomplete(lifecycle, workload):
+        lifecycle = attrs.evolve(_mark_up(lifecycle, instant, workload), deadline=None, runs_until=None)
     return attrs.evolve(lifecycle, state_before_freeze=State.READY), ()
 
 
@@ -330,7 +343,7 @@ def unready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wor
 def extend(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Move the deadline of the start, the run or the stop away, never nearer; after SIGKILL there is no more time."""
     assert isinstance(input_, Extend)
-    if lifecycle.deadline is None or lifecycle.sigkill_sent:
+    if lifecycle.deadline is None or lifecycle.sigkill_sent or _completes_start(lifecycle):
         return lifecycle, ()
     deadline = max(lifecycle.deadline, instant.now + input_.seconds)
     runs_until = deadline if lifecycle.deadline == lifecycle.runs_until else lifecycle.runs_until
@@ -346,8 +359,9 @@ def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
     assert isinstance(input_, Unhealthy)
     outcome = Outcome.TIMEOUT if input_.probe == "startup" else Outcome.WATCHDOG
     lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=outcome)
-    signum = workload.kill_signal if input_.probe else signal.SIGABRT
-    lifecycle, actions = _enter_stopping(lifecycle, instant, workload, input_.reason, Signal(signum))
+    everyone = workload.kill_mode == "all"
+    signals = _stop_signals(workload) if input_.probe else (Signal(signal.SIGABRT, whole_cgroup=everyone),)
+    lifecycle, actions = _enter_stopping(lifecycle, instant, workload, input_.reason, *signals)
     probe = {"startup": workload.startup, "liveness": workload.liveness}.get(input_.probe)
     if probe is not None and probe.termination_grace_period_sec is not None:
         lifecycle = attrs.evolve(lifecycle, deadline=_deadline(instant, probe.termination_grace_period_sec))
@@ -361,7 +375,10 @@ def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workloa
 
 
 def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Stop a program that did not start in time, or that has run for as long as it may."""
+    """Complete a start after `min_ready_sec`; stop a program that did not start in time, or has run for too long."""
+    if _completes_start(lifecycle):
+        lifecycle = attrs.evolve(lifecycle, complete_at=None, recent_starts=(), consecutive_failures=0)
+        return _limit_runtime(lifecycle, instant, workload), ()
     if lifecycle.runs_until is None:
         return start_timeout(lifecycle, input_, instant, workload)
     reason = f"ran for longer than {workload.runtime_max_sec:g} s (runtime_max_sec)"
@@ -371,11 +388,14 @@ def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
 def _end_in_time(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     """Stop a program that has passed a limit; the restart policy takes that for a time-out."""
     lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
-    return _enter_stopping(lifecycle, instant, workload, reason, Signal(workload.kill_signal))
+    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload))
 
 
 def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Send SIGKILL after a stop that took too long; if SIGKILL did not help, report that once and keep trying."""
+    """Send `final_kill_signal` after a stop that took too long, and SIGKILL if that does not help within the same time.
+
+    If SIGKILL did not help, report that once and keep trying.
+    """
     before: tuple[Action, ...] = ()
     if lifecycle.sigkill_sent:
         is_reported = lifecycle.killed_at is None
@@ -383,9 +403,12 @@ def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
         before, lifecycle = (ReleaseSurvivors(seconds, is_reported),), attrs.evolve(lifecycle, killed_at=None)
     # A stop that took SIGKILL is a time-out to the policy (systemd's "timeout"), even after another fault.
     fault = lifecycle.fault_outcome or (Outcome.TIMEOUT if lifecycle.exit is None else None)
-    deadline = _deadline(instant, workload.timeout_stop_sec)
-    lifecycle = attrs.evolve(_mark_killed(lifecycle, instant), fault_outcome=fault, deadline=deadline)
-    return lifecycle, (*before, KillAll())
+    lifecycle = attrs.evolve(lifecycle, fault_outcome=fault, deadline=_deadline(instant, workload.timeout_stop_sec))
+    is_last = lifecycle.final_signal_sent or lifecycle.sigkill_sent or workload.final_kill_signal == signal.SIGKILL
+    if not is_last:
+        lifecycle = attrs.evolve(lifecycle, final_signal_sent=True)
+        return lifecycle, (Signal(workload.final_kill_signal, whole_cgroup=True),)
+    return _mark_killed(lifecycle, instant), (*before, KillAll())
 
 
 def _mark_killed(lifecycle: Lifecycle, instant: Instant) -> Lifecycle:
@@ -406,15 +429,16 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         return lifecycle, (
             (ThawAll(), *actions) if was_frozen else actions
         )  # otherwise the next generation would start frozen
-    stop_rest = Signal(workload.kill_signal, whole_cgroup=True)
+    stop_rest = _stop_signals(workload, everyone=True)
     if was_stopping:  # the deadline stays: the remaining processes have the time that the program would have had
-        return lifecycle, (stop_rest,)
+        # With kill_mode = "all" they have the signal already, and a second one may mean more to them than the first.
+        return lifecycle, () if workload.kill_mode == "all" else stop_rest
     lifecycle, actions = _enter_stopping(
         attrs.evolve(lifecycle, after_stop=AfterStop.POLICY),
         instant,
         workload,
         f"{input_.exit}; ending what it left",
-        stop_rest,
+        *stop_rest,
     )
     return lifecycle, ((*actions, ThawAll()) if was_frozen else actions)
 
@@ -494,9 +518,11 @@ def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[
     match lifecycle.state:
         case State.STOPPING if lifecycle.sigkill_sent:
             return (KillAll(),)
+        case State.STOPPING if lifecycle.final_signal_sent:
+            return Signal(workload.final_kill_signal, whole_cgroup=True), ThawAll()
         case State.STOPPING:
             # It may have been frozen; then it gets the signal only when it is thawed.
-            return Signal(workload.kill_signal, whole_cgroup=lifecycle.exit is not None), ThawAll()
+            return *_stop_signals(workload, everyone=lifecycle.exit is not None), ThawAll()
         case State.FROZEN:
             return (FreezeAll(),)
         case State.RUNNING | State.READY:
@@ -554,11 +580,14 @@ def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) ->
     outcome = exit_.outcome(workload.success_exit_status)
     state = lifecycle.state_before_freeze if lifecycle.state is State.FROZEN else lifecycle.state
     is_incomplete = state in (State.STARTING, State.RUNNING) and reports_readiness(lifecycle, workload)
-    return Outcome.PROTOCOL if outcome is Outcome.SUCCESS and is_incomplete else outcome
+    was_up_briefly = state in (State.RUNNING, State.READY) and lifecycle.complete_at is not None
+    return Outcome.PROTOCOL if outcome is Outcome.SUCCESS and (is_incomplete or was_up_briefly) else outcome
 
 
 def is_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether dependents may start: the workload is up, or has done its single job."""
+    if lifecycle.complete_at is not None:
+        return False
     if lifecycle.state is State.RUNNING:
         return _start_type(lifecycle, workload) == "simple"
     if lifecycle.state is State.EXITED and workload.type == "oneshot":
@@ -574,6 +603,28 @@ def is_skipped(lifecycle: Lifecycle) -> bool:
 def _deadline(instant: Instant, seconds: float) -> float | None:
     """Compute a deadline; 0 and infinity mean none, as in systemd.service(5)."""
     return instant.now + seconds if 0 < seconds < float("inf") else None
+
+
+def _stop_signals(workload: WorkloadConfig, everyone: bool = False) -> tuple[Action, ...]:
+    """Return the signals of a stop; `everyone`: the program has exited, so they are for what it has left."""
+    everyone = everyone or workload.kill_mode == "all"
+    first = Signal(workload.kill_signal, whole_cgroup=everyone)
+    if not workload.send_sighup or workload.kill_signal == signal.SIGHUP:
+        return (first,)
+    return first, Signal(signal.SIGHUP, whole_cgroup=everyone, resumes=False)
+
+
+def _completes_start(lifecycle: Lifecycle) -> bool:
+    """Check whether the deadline is the one that completes the start."""
+    return lifecycle.state in (State.RUNNING, State.READY) and lifecycle.complete_at is not None
+
+
+def _mark_up(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> Lifecycle:
+    """Complete the start of a program that is up, or wait for `min_ready_sec` for that."""
+    if not workload.min_ready_sec or workload.type == "oneshot":
+        return _limit_runtime(attrs.evolve(lifecycle, complete_at=None), instant, workload)
+    complete_at = instant.now + workload.min_ready_sec
+    return attrs.evolve(lifecycle, complete_at=complete_at, deadline=complete_at)
 
 
 def _limit_runtime(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> Lifecycle:
@@ -606,11 +657,14 @@ def _begin_generation(
         generation=generation,
         deadline=_deadline(instant, workload.timeout_start_sec),
         after_stop=AfterStop.POLICY,
+        final_signal_sent=False,
         sigkill_sent=False,
         killed_at=None,
         exit=None,
         fault_outcome=None,
         runs_until=None,
+        complete_at=None,
+        is_debug=False,
         freeze_requested_by="",
         started_at=instant.now,
         started_type=start_type(workload),
@@ -621,7 +675,11 @@ def _begin_generation(
 
 def _respawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     start_reason = reason if lifecycle.after_stop is AfterStop.BACKOFF else f"restarted: {reason}"
-    return _spawn(attrs.evolve(lifecycle, restarts=lifecycle.restarts + 1), instant, workload, start_reason)
+    has_failed = lifecycle.exit is not None and exit_outcome(lifecycle, lifecycle.exit, workload) is not Outcome.SUCCESS
+    lifecycle, actions = _spawn(
+        attrs.evolve(lifecycle, restarts=lifecycle.restarts + 1), instant, workload, start_reason
+    )
+    return attrs.evolve(lifecycle, is_debug=has_failed and workload.restart_mode == "debug"), actions
 
 
 def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
@@ -637,10 +695,10 @@ def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
 
 
 def _enter_stopping(
-    lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str, action: Action
+    lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str, *actions: Action
 ) -> LifecycleResult:
     deadline = _deadline(instant, workload.timeout_stop_sec)
-    return attrs.evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), (action,)
+    return attrs.evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), actions
 
 
 def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -660,7 +718,9 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
     if exit_.skipped is not None and lifecycle.after_stop is AfterStop.POLICY and lifecycle.fault_outcome is None:
         return attrs.evolve(lifecycle, state=State.EXITED, reason=str(exit_)), ()
     outcome = exit_outcome(lifecycle, exit_, workload)
-    if lifecycle.fault_outcome is Outcome.PROTOCOL:
+    if lifecycle.fault_outcome is Outcome.PROTOCOL and lifecycle.complete_at is not None:
+        reason = f"{exit_} before it had been up for {workload.min_ready_sec:g} s (min_ready_sec)"
+    elif lifecycle.fault_outcome is Outcome.PROTOCOL:
         reason = _EXITED_BEFORE_READY.format(exit_)
     elif lifecycle.fault_outcome or lifecycle.sigkill_sent or lifecycle.after_stop is AfterStop.BACKOFF:
         # The supervisor's own reason says more than the exit: "not ready within 30 s", not "killed by SIGTERM".

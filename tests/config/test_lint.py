@@ -157,6 +157,27 @@ def test_keys_about_restarts_that_another_key_makes_void():
     ]
 
 
+def test_keys_about_stops_and_failures_that_another_key_makes_void():
+    text = """
+    [workload.web]
+    command = ["sleep", "60"]
+    restart = "no"
+    restart_mode = "debug"
+    kill_signal = "HUP"
+    send_sighup = true
+    final_kill_signal = "QUIT"
+    timeout_stop_sec = "infinity"
+    """
+    assert [(conflict.path[2:], conflict.message) for conflict in lint(parse(text, "site.toml"))] == [
+        (
+            ("restart_mode",),
+            'has no effect with restart = "no", which restarts nothing that failed; remove one of them',
+        ),
+        (("final_kill_signal",), 'is never sent with timeout_stop_sec = "infinity"; write a time there'),
+        (("send_sighup",), "has no effect: kill_signal is SIGHUP already; remove one of them"),
+    ]
+
+
 def lint_command(command: str) -> list[str]:
     conflicts = lint(parse(f"[workload.web]\ncommand = {command}\n", "site.toml"))
     return [f"{conflict.path[-1]}: {conflict.message}" for conflict in conflicts]

@@ -137,5 +137,5 @@ def test_the_variables_of_a_program_are_listed() -> None:
         "web", ("true",), user="root", may_control=("web",), namespaces=model.NamespacesConfig(user=False)
     )
     given = environment(workload, resolve_user("root", (), keeps_own_groups=True), "web@1", 1, {}, Path("/run/x"))
-    assert listed == {*given, "NOTIFY_SOCKET", "WATCHDOG_USEC"}
+    assert listed == {*given, "NOTIFY_SOCKET", "WATCHDOG_USEC", "DEBUG_INVOCATION"}
     assert f"PATH={given['PATH']}\n" in part

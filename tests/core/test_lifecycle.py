@@ -13,7 +13,16 @@ from nsupervisor.config.probes import LivenessConfig, ReadinessConfig, StartupCo
 from nsupervisor.core import actions, backoff, events
 from nsupervisor.core.exits import Exit, Outcome
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN
-from nsupervisor.core.lifecycle import TABLE, AfterStop, Instant, Lifecycle, State, apply_input, is_up
+from nsupervisor.core.lifecycle import (
+    TABLE,
+    AfterStop,
+    Instant,
+    Lifecycle,
+    State,
+    apply_input,
+    is_up,
+    unfinished_actions,
+)
 
 OK = Exit(code=0)
 CRASH = Exit(code=1)
@@ -764,3 +773,149 @@ def test_one_that_became_ready_while_frozen_has_its_longest_run_from_the_thaw():
     run.fact(events.Ready, after=5)
     run(events.Thaw(), after=5)
     assert (run.state, run.lifecycle.deadline) == (State.READY, run.now + 60)
+
+
+EVERYONE = actions.Signal(signal.SIGTERM, whole_cgroup=True)
+HANGUP = actions.Signal(signal.SIGHUP, resumes=False)
+
+
+@pytest.mark.parametrize("cause", ["stop", "time", "probe"])
+def test_kill_mode_all_signals_all_processes_at_once_and_no_process_twice(cause):
+    run = Run(kill_mode="all", runtime_max_sec=60.0).up()
+    if cause == "stop":
+        run(events.Stop())
+    elif cause == "time":
+        run(events.Timeout(), after=60)
+    else:
+        run.fact(events.Unhealthy, "it hangs", "liveness")
+    assert run.actions == (EVERYONE,)
+    assert run.dies(OK, populated=True).actions == (), "a second signal may mean more than the first"
+    assert run(events.Timeout(), after=10).actions == (actions.KillAll(),)
+
+
+def test_kill_mode_all_aborts_all_processes_of_a_program_that_hangs():
+    run = Run(kill_mode="all").up().fact(events.Unhealthy, "no WATCHDOG=1")
+    assert run.actions == (actions.Signal(signal.SIGABRT, whole_cgroup=True),)
+
+
+def test_what_a_program_leaves_by_itself_gets_the_signal_with_kill_mode_all_too():
+    run = Run(kill_mode="all").up()
+    assert run.dies(OK, populated=True).actions == (EVERYONE,)
+
+
+def test_send_sighup_follows_the_signal_of_a_stop_but_not_that_of_the_watchdog():
+    run = Run(send_sighup=True).up()
+    assert run(events.Stop()).actions == (actions.Signal(signal.SIGTERM), HANGUP)
+    assert run.dies(OK, populated=True).actions == (EVERYONE, attrs.evolve(HANGUP, whole_cgroup=True))
+    run = Run(send_sighup=True).up().fact(events.Unhealthy, "no WATCHDOG=1")
+    assert run.actions == (actions.Signal(signal.SIGABRT),)
+    assert len(Run(send_sighup=True, kill_signal=signal.SIGHUP).up()(events.Stop()).actions) == 1
+
+
+def test_the_final_signal_comes_before_sigkill_and_has_as_much_time():
+    run = Run(final_kill_signal=signal.SIGQUIT, timeout_stop_sec=3.0, restart="on-abnormal").up()
+    run(events.Restart())
+    final = actions.Signal(signal.SIGQUIT, whole_cgroup=True)
+    assert run(events.Timeout(), after=3).actions == (final,)
+    assert not run.lifecycle.sigkill_sent
+    assert run(events.Timeout(), after=3).actions == (actions.KillAll(),)
+    assert run(events.Timeout(), after=3).actions == (actions.ReleaseSurvivors(3.0, False), actions.KillAll())
+    assert run.dies(KILLED).actions == (actions.Spawn(2),)
+    assert not run.lifecycle.final_signal_sent, "it is about one generation"
+
+
+def test_the_next_supervisor_repeats_the_signals_of_a_stop():
+    run = Run(kill_mode="all", send_sighup=True, final_kill_signal=signal.SIGQUIT).up()
+    run(events.Stop())
+    first = unfinished_actions(run.lifecycle, run.workload)
+    assert first == (EVERYONE, attrs.evolve(HANGUP, whole_cgroup=True), actions.ThawAll())
+    run(events.Timeout(), after=10)
+    assert unfinished_actions(run.lifecycle, run.workload)[0] == actions.Signal(signal.SIGQUIT, whole_cgroup=True)
+    run(events.Timeout(), after=10)
+    assert unfinished_actions(run.lifecycle, run.workload) == (actions.KillAll(),)
+
+
+@pytest.mark.parametrize(("mode", "exit_", "expected"), [
+    ("debug", CRASH, True), ("debug", KILLED, True), ("debug", OK, False), ("normal", CRASH, False),
+])  # fmt: skip
+def test_a_restart_after_a_failure_is_a_debug_invocation(mode, exit_, expected):
+    run = Run(restart="always", restart_mode=mode).up().dies(exit_)
+    assert run.state is State.BACKOFF
+    assert not run.lifecycle.is_debug
+    run(events.Timeout(), after=1)
+    assert (run.state, run.lifecycle.is_debug) == (State.STARTING, expected)
+
+
+def test_no_start_by_an_operator_or_a_rule_is_a_debug_invocation():
+    run = Run(restart="always", restart_mode="debug").up().dies(CRASH)
+    assert not run(events.Restart()).lifecycle.is_debug
+    run = Run(restart="always", restart_mode="debug", restart_sec=0.0).up().dies(CRASH)
+    assert run.lifecycle.is_debug, "at once, without a back-off"
+    run.fact(events.Execed)
+    run(events.PolicyRestart("rule"))
+    run.dies(Exit(signal=signal.SIGTERM))
+    run(events.Timeout(), after=1)
+    assert (run.state, run.lifecycle.is_debug) == (State.STARTING, False)
+
+
+def test_a_start_counts_after_min_ready_sec():
+    run = Run(min_ready_sec=2.0, runtime_max_sec=60.0, restart_sec=0.0)
+    run(events.Start())
+    run.fact(events.Execed).dies(CRASH)
+    run.fact(events.Execed, after=1)
+    assert (run.state, is_up(run.lifecycle, run.workload)) == (State.RUNNING, False)
+    assert run(events.Timeout(), after=1.9).lifecycle.complete_at is not None
+    run(events.Timeout(), after=0.1)
+    assert is_up(run.lifecycle, run.workload)
+    assert (run.lifecycle.recent_starts, run.lifecycle.consecutive_failures) == ((), 0)
+    assert run.lifecycle.deadline == run.now + 60, "the longest run begins with the end of the start"
+    assert run(events.Timeout(), after=60).state is State.STOPPING
+
+
+@pytest.mark.parametrize(("restart", "state"), [("on-failure", State.BACKOFF), ("on-success", State.FAILED)])
+def test_an_end_before_min_ready_sec_is_a_failure_with_any_status(restart, state):
+    run = Run(min_ready_sec=2.0, restart=restart).up().dies(OK, after=1)
+    assert run.state is state
+    assert run.lifecycle.reason == "exit code 0 before it had been up for 2 s (min_ready_sec)"
+    assert run.lifecycle.fault_outcome is Outcome.PROTOCOL
+    run = Run(min_ready_sec=2.0, restart="no").up()(events.Timeout(), after=2).dies(OK)
+    assert (run.state, run.lifecycle.reason) == (State.EXITED, "exit code 0")
+
+
+def test_a_stop_before_min_ready_sec_is_no_failure():
+    run = Run(min_ready_sec=2.0).up()
+    run(events.Stop(), after=1)
+    assert run.dies(OK).state is State.STOPPED
+
+
+def test_min_ready_sec_begins_with_readiness_and_again_after_a_thaw():
+    run = Run(type="notify", min_ready_sec=2.0).up()
+    run.fact(events.Ready, after=5)
+    assert (run.state, run.lifecycle.deadline) == (State.READY, run.now + 2)
+    assert run.fact(events.Extend, 60.0).lifecycle.deadline == run.now + 2, "it is no limit that could be extended"
+    run(events.Freeze(), after=1)
+    run(events.Thaw(), after=60)
+    assert (run.lifecycle.deadline, is_up(run.lifecycle, run.workload)) == (run.now + 2, False)
+    run(events.Timeout(), after=2)
+    assert is_up(run.lifecycle, run.workload)
+    run(events.Freeze())
+    run(events.Thaw())
+    assert is_up(run.lifecycle, run.workload), "once"
+
+
+def test_one_that_becomes_ready_while_frozen_has_min_ready_sec_after_the_thaw():
+    run = Run(type="notify", min_ready_sec=2.0).up()
+    run(events.Freeze())
+    run.fact(events.Ready, after=5)
+    assert run.lifecycle.deadline is None
+    run(events.Thaw(), after=5)
+    assert (run.state, run.lifecycle.deadline) == (State.READY, run.now + 2)
+
+
+def test_a_simple_program_that_says_that_it_is_ready_does_not_begin_min_ready_sec_again():
+    run = Run(min_ready_sec=2.0).up()
+    completes_at = run.lifecycle.complete_at
+    run.fact(events.Ready, after=1)
+    assert run.lifecycle.complete_at == completes_at
+    run(events.Timeout(), after=1)
+    assert is_up(run.lifecycle, run.workload)

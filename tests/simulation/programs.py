@@ -27,7 +27,7 @@ class Program(Behaviour):
     def __init__(self, argv: list[str], environment: Mapping[str, str]) -> None:
         words = [word.partition("=") for word in argv[1:]]
         self._options = {name: value for name, _, value in words}
-        self._environment = environment
+        self.environment = environment
 
     def _pair(self, name: str) -> tuple[int, float] | None:
         if name not in self._options:
@@ -75,7 +75,7 @@ class Program(Behaviour):
 
     def notify(self, process: Process, text: str) -> None:
         """Send a message to the supervisor, sd_notify(3)."""
-        path = self._environment.get("NOTIFY_SOCKET")
+        path = self.environment.get("NOTIFY_SOCKET")
         if path is not None:
             process.machine.send_datagram(path, text.encode(), process.pid)
 

@@ -80,6 +80,7 @@ LIFECYCLE_KEYS = (
 LATER_LIFECYCLE_KEYS = (
     *("restart_prevent_exit_status", "restart_force_exit_status", "runtime_max_sec", "runtime_randomized_extra_sec"),
     *("startup", "readiness", "liveness"),
+    *("restart_mode", "min_ready_sec", "kill_mode", "send_sighup", "final_kill_signal"),
 )
 """Keys of a workload that the lifecycle reads; the later ones are in a trace only if they have other values than the
 default, so that a trace without them is that of an earlier version."""
@@ -208,7 +209,7 @@ def _lifecycle_record(action: Action, lifecycle: Lifecycle) -> ActionRecord:
     fields: ActionRecord = {}
     match action:
         case Spawn():
-            name = "start"
+            name, fields = "start", {"debug": True} if lifecycle.is_debug else {}
         case Signal(signal=signum, whole_cgroup=everyone):
             name, fields = "signal", {"signal": signal_name(signum), **({"everyone": True} if everyone else {})}
         case ReleaseSurvivors(seconds=seconds):

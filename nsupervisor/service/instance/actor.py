@@ -267,6 +267,9 @@ class Actor:
             spawn_digest=self.program.spawn_digest,
             kill_signal=self.workload.kill_signal,
             timeout_stop_sec=self.workload.timeout_stop_sec,
+            kill_mode=self.workload.kill_mode,
+            send_sighup=self.workload.send_sighup,
+            final_kill_signal=self.workload.final_kill_signal,
             limits_digest=self.limit_writer.applied_digest,
             undelivered=self.exit_reports.undelivered,
             environment_digest=self.program.environment_digest,
@@ -614,7 +617,9 @@ class Actor:
                 return True
             await self._prepare_cgroup()
             self._oom_kills = 0.0 if self.cgroup.begin_use() else self._read_oom_kills()
-            spawned = await self.program.spawn(self.workload, generation, self.cgroup, self._while_spawning)
+            spawned = await self.program.spawn(
+                self.workload, generation, self.cgroup, self._while_spawning, self.lifecycle.is_debug
+            )
         except KeeperLost:
             return False
         except (IdentityError, ConfigError, CgroupError, SpawnError, OSError) as error:

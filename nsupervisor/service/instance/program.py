@@ -91,9 +91,16 @@ class Program:
     # ---- from its start to its exit
 
     async def spawn(
-        self, workload: WorkloadConfig, generation: int, cgroup: Cgroup, while_spawning: Callable[[], None]
+        self,
+        workload: WorkloadConfig,
+        generation: int,
+        cgroup: Cgroup,
+        while_spawning: Callable[[], None],
+        is_debug: bool = False,
     ) -> Spawned:
         """Have the keeper start a generation; `while_spawning` is called while it works.
+
+        `is_debug`: with DEBUG_INVOCATION=1, as systemd.exec(5) describes it.
 
         Raises KeeperLost if the outcome is unknown; IdentityError, ConfigError, SpawnError or OSError if the start has
         failed.
@@ -112,8 +119,10 @@ class Program:
             self.context.kernel.make_directories(self._directories, host_owner(spec))
         if workload.root.path is not None and spec["root"]["overlay"]:
             self.context.kernel.make_overlay_directory(spec)
+        # It is no part of what the workload is configured to be started with, so the digest does not have it.
+        debug = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
         try:
-            spawned = await self.context.keeper.spawn(spec, while_spawning, self._notify_fd)
+            spawned = await self.context.keeper.spawn({**spec, **debug}, while_spawning, self._notify_fd)
         except KeeperLost:
             cgroup.search()
             raise

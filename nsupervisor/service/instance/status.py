@@ -53,7 +53,7 @@ class InstanceStatus:
             "command": list(self.command),
             "root": self.root,
             "state": lifecycle.state.value,
-            "reason": self.waits_for or lifecycle.reason,
+            "reason": self.waits_for or self._reason(now),
             "pid": self.pid if lifecycle.is_alive else None,
             "generation": lifecycle.generation,
             "restarts": lifecycle.restarts,
@@ -74,6 +74,13 @@ class InstanceStatus:
             "last_exit": self.last_exit.to_record() if self.last_exit else None,
             "last_event": self.last_event,
         }
+
+    def _reason(self, now: float) -> str:
+        lifecycle = self.lifecycle
+        if lifecycle.complete_at is None or lifecycle.state not in (State.RUNNING, State.READY):
+            return lifecycle.reason
+        left_s = max(lifecycle.complete_at - now, 0.0)
+        return f"{lifecycle.reason}; its start is complete in {left_s:.1f} s (min_ready_sec)"
 
     def _next_start(self, now: float) -> float | None:
         """Return the seconds until the next start, or None if it is not in back-off."""

@@ -53,6 +53,9 @@ def placeholder_workload(name: str, checkpoint: InstanceCheckpoint | None) -> Wo
         after=checkpoint.dependencies,
         kill_signal=checkpoint.kill_signal,
         timeout_stop_sec=checkpoint.timeout_stop_sec,
+        kill_mode=checkpoint.kill_mode,
+        send_sighup=checkpoint.send_sighup,
+        final_kill_signal=checkpoint.final_kill_signal,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import attrs
 
+from nsupervisor.config.model import KillMode
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Lifecycle
@@ -105,6 +106,9 @@ class InstanceCheckpoint:
     """Digest of what it was started with (`nsupervisor.service.state.digest`)."""
     kill_signal: int = attrs.field(default=15, metadata=wire("kill_signal"))
     timeout_stop_sec: float = attrs.field(default=10.0, metadata=wire("timeout_stop_sec"))
+    kill_mode: KillMode = attrs.field(default="main", metadata=wire("kill_mode"))
+    send_sighup: bool = attrs.field(default=False, metadata=wire("send_sighup"))
+    final_kill_signal: int = attrs.field(default=9, metadata=wire("final_kill_signal"))
     limits_digest: str = attrs.field(default="", metadata=wire("limits"))
     """Short digest of the limits that its cgroup has."""
     undelivered: tuple[ExitReport, ...] = attrs.field(default=(), metadata=wire("untold"))

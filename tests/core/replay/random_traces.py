@@ -112,6 +112,11 @@ def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadCon
         startup=rnd.choice((None, None, StartupConfig(tcp_socket=port, termination_grace_period_sec=0.3))),
         readiness=rnd.choice((None, None, ReadinessConfig(tcp_socket=port))),
         liveness=rnd.choice((None, None, LivenessConfig(tcp_socket=port, termination_grace_period_sec=20.0))),
+        restart_mode=rnd.choice(("normal", "debug")),
+        min_ready_sec=rnd.choice((0.0, 0.0, 0.5, 5.0)) if workload.type != "oneshot" else 0.0,
+        kill_mode=rnd.choice(("main", "all")),
+        send_sighup=rnd.random() < 0.3,
+        final_kill_signal=rnd.choice((9, 9, 3)),
     )
 
 
@@ -184,6 +189,8 @@ class WorkloadHistory:
             elif isinstance(action, KillAll):
                 assert before.lifecycle.is_alive, "there is nothing to kill"
         lifecycle = transition.state.lifecycle
+        if before.lifecycle.complete_at is not None and lifecycle.is_alive and lifecycle.complete_at is None:
+            self.spawned_at = []  # the start counts as good
         if lifecycle.state is State.BACKOFF and before.lifecycle.state is not State.BACKOFF:
             self.check_backoff(before.lifecycle, lifecycle, now)
         return list(self.writer.transition(self.name, self.workload, before, what, instant, transition))
