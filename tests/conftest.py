@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import signal
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -62,6 +63,17 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         config.addinivalue_line("markers", line)
     native.build()  # what an editable install had built may be older than its sources
+    _accept_keyboard_signals()
+
+
+def _accept_keyboard_signals() -> None:
+    """Have SIGINT and SIGQUIT act as usual, also in the programs of the tests.
+
+    A shell without job control starts a command in the background with both ignored (POSIX, 2.11), and each program
+    inherits that: a test that sends one of them to a `sleep` would wait forever.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)
