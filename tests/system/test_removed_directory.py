@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.needs import needs
+from tests.needs import cgroup_directories, needs
 from tests.system.service import NSUPERVISOR, Service, service
 from tests.timing import deadline
 
@@ -129,3 +129,38 @@ async def test_a_running_program_can_report_again(folder, mount, user, removed):
         os.write(lines, b"and again\n")
         await reported(it, "and again")
         os.close(lines)
+
+
+SET_UP_SLOWLY = """
+[workload.panel]
+command = ["sleep", "1000"]
+autostart = false
+restart = "no"
+may_control = ["panel"]
+security.profile = "none"
+namespaces = { user = USER }
+"""
+
+
+@pytest.mark.parametrize("removed", ["another file", "the sockets"])
+@pytest.mark.parametrize("user", [True, False], ids=["user namespace", "no user namespace"])
+async def test_a_program_that_was_being_set_up_did_not_find_the_socket_that_it_may_use(folder, user, removed):
+    """Its init was taken for the program: it was in the mount namespace, in which nothing was covered yet."""
+    run, socket = folder / "run", "notify/control/api/api.sock"
+    async with service(folder, SET_UP_SLOWLY.replace("USER", str(user).lower())) as it:
+        cgroup = cgroup_directories()[""] / (await it.record(event="supervisor started"))["name"] / "panel"
+        (cgroup / "cgroup.freeze").write_text("1")  # the process of the program is born in it, and waits
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.cli, "start", "panel")
+            await it.until(lambda: (cgroup / "cgroup.procs").read_text() != "")
+            with trio.fail_after(deadline(20)):
+                while (await it.status("panel"))["pid"] is None:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            if removed == "the sockets":
+                shutil.rmtree(run / "notify")
+            (run / "key").unlink()  # a record reports it, when all is made again
+            await it.record(event="runtime directory")
+            (cgroup / "cgroup.freeze").write_text("0")
+        inside = Path(f"/proc/{await it.pid('panel')}/root{run}")
+        assert {path.name for path in inside.iterdir()} == {"api", "api.sock"}
+        assert (inside / "api" / "api.sock").samefile(run / socket)

@@ -140,6 +140,8 @@ class Actor:
     """The id of the latest start whose program alone got SIGKILL, from an operator or a rule."""
     _must_recover: bool = attrs.field(init=False, default=False)
     """Whether an earlier supervisor has left processes or a checkpoint."""
+    _sockets_made_meanwhile: bool | None = attrs.field(init=False, default=None)
+    """Whether a socket was made again while the program was being set up; None if none was looked for."""
     _exec_count: int = attrs.field(init=False, default=0)
     """The number of commands that have been executed in it; their ids have it."""
     _service_stops: bool = attrs.field(init=False, default=False)
@@ -433,6 +435,9 @@ class Actor:
                     self.log_event("started", pid=pid)
                     self.observer.program_started()
                     self.output.begin(self.lifecycle.generation, pid)
+                    if self._sockets_made_meanwhile is not None:
+                        self._show_sockets(self._sockets_made_meanwhile)
+                        self._sockets_made_meanwhile = None
                 if id_ == self.id:
                     self.on_started()
                 if not await self._on_event(events.Execed(generation_of(id_))):
@@ -617,6 +622,7 @@ class Actor:
                 return True
             await self._prepare_cgroup()
             self._oom_kills = 0.0 if self.cgroup.begin_use() else self._read_oom_kills()
+            self._sockets_made_meanwhile = None
             spawned = await self.program.spawn(
                 self.workload, generation, self.cgroup, self._while_spawning, self.lifecycle.is_debug
             )
@@ -728,12 +734,25 @@ class Actor:
         `is_api_new`: the socket for workloads with `may_control` has been made again. Returns whether the notify socket
         was.
         """
-        directory, pid, made = self.context.runtime_directory, self.program.pid, False
+        made = False
         with self.contain_errors("cannot make its notify socket again"):
             made = self.program.make_notify_socket_again(self.workload, self.lifecycle.generation)
+        is_new = made or (is_api_new and bool(self.workload.may_control))
+        if self.program.is_being_set_up:
+            # Race: its set-up has yet to find what it shows of the runtime directory, and to cover that, in the same
+            # mount namespace. A cover from here would hide what it looks for. Or it has found what has been removed
+            # since. So this waits for its exec.
+            self._sockets_made_meanwhile = bool(self._sockets_made_meanwhile) or is_new
+        else:
+            self._show_sockets(is_new)
+        return made
+
+    def _show_sockets(self, is_new: bool) -> None:
+        """Cover the runtime directory again for a running program if it sees that, or if a socket `is_new`."""
+        directory, pid = self.context.runtime_directory, self.program.pid
         if pid is None or not self.workload.namespaces.mount:
-            return made
-        if made or (is_api_new and self.workload.may_control) or is_uncovered(pid, str(directory)):
+            return
+        if is_new or is_uncovered(pid, str(directory)):
             wanted = cover(self.workload, directory, self.program.notify_path)
             problem = renew_cover(pid, wanted, self.workload.root.path is not None)
             if problem is not None:
@@ -742,7 +761,6 @@ class Actor:
             if self.workload.credentials and not has_credentials(pid, str(directory)):
                 text = f"its credentials were lost when {directory} was removed; restart it"
                 self.log_event("warning", "warning", message=text)
-        return made
 
     # ---- takeover
 

@@ -67,6 +67,9 @@ class Program:
     """The `watchdog_sec` that it was started with; None if that is not known."""
     start_revision: int = attrs.field(init=False, default=START_REVISION)
     """The `START_REVISION` of the version that started it; this version's if that is not known."""
+    is_being_set_up: bool = attrs.field(init=False, default=False)
+    """Whether the keeper has been asked for it and has not reported that it was executed. Until then its mount
+    namespace belongs to its set-up, and `pid` may be that of its init, which is in the same namespace."""
     is_outdated: bool = attrs.field(init=False, default=False)
     """Whether an earlier supervisor started it, with other settings than this supervisor's file had at the takeover."""
     _pidfd: int = attrs.field(init=False, default=-1)
@@ -121,10 +124,14 @@ class Program:
             self.context.kernel.make_overlay_directory(spec)
         # It is no part of what the workload is configured to be started with, so the digest does not have it.
         debug = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
+        self.is_being_set_up = True
         try:
             spawned = await self.context.keeper.spawn({**spec, **debug}, while_spawning, self._notify_fd)
         except KeeperLost:
             cgroup.search()
+            raise
+        except Exception:  # there is no process; after KeeperLost there may be one
+            self.is_being_set_up = False
             raise
         cgroup.track(spawned.pid)
         self.forget_process()
@@ -140,7 +147,7 @@ class Program:
 
         It is a child of the keeper or of its init, so its pid cannot be reused before the keeper has reported its exit.
         """
-        first, self.pid = self.pid or pid, pid
+        first, self.pid, self.is_being_set_up = self.pid or pid, pid, False
         try:
             pidfd = self.context.kernel.processes.pin(pid)
         except OSError:  # the program has exited already, or no descriptor is free
@@ -155,7 +162,7 @@ class Program:
 
     def exited(self) -> None:
         """Note that the program has exited."""
-        self.pid = None
+        self.pid, self.is_being_set_up = None, False
         self.forget_process()
         self.close_notify_socket()
 
@@ -271,11 +278,12 @@ class Program:
         Otherwise the report that it was executed is still to come, or to be repeated. `is_starting`: that report has
         not been handled yet.
         """
-        self.pid = child.program_pid or child.pid
+        self.pid, self.is_being_set_up = child.program_pid or child.pid, False
         self._pipe_inodes = self._inodes(child.stdout, child.stderr)
         if child.notify >= 0:  # also of a program that has ended: it may have reported before that it was ready
             self._open_notify_socket(generation, self._watchdog_in_force(workload), fd=child.notify)
         if child.program_pid is None:
+            self.is_being_set_up = child.status is None
             self.forget_process()
             return False
         if child.status is None and (is_starting or self.process is None):
