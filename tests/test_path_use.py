@@ -13,7 +13,7 @@ import pytest
 from tests.needs import ROOT
 
 PACKAGE = ROOT / "nsupervisor"
-SERVICE_PACKAGES = ["api", "cgroups", "config", "core", "keeper", "linux", "logs", "metrics", "service"]
+SERVICE_PACKAGES = ["api", "cgroups", "config", "core", "images", "keeper", "linux", "logs", "metrics", "service"]
 
 RUNTIME = "in the runtime directory, of whose path no other user controls a part"
 KERNEL = "files of the kernel: cgroups, /proc, /sys"
@@ -26,6 +26,9 @@ EXEMPT = {
     "api/server.py": RUNTIME,
     "cgroups/": KERNEL,
     "config/files.py": "the configuration, whose author commands the service, and the files that it names for reading",
+    "images/sources.py": KERNEL + ": a descriptor is opened again for reading",
+    "images/store.py": "in the service's own state directory, by descriptors",
+    "images/unpack.py": "in the service's own state directory, by descriptors of what no other process uses yet",
     "keeper/client.py": RUNTIME,
     "keeper/native/__init__.py": OWN,
     "keeper/native/build.py": OWN,

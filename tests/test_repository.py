@@ -23,13 +23,14 @@ ARROWS = {
     "core": {"config"},
     "config": set(),
     "linux": set(),
+    "images": {"config", "linux"},
     "cgroups": {"config", "linux"},
     "keeper": {"linux"},
     "logs": {"linux", "terminal"},
     "terminal": set(),
     "api": {"config", "linux"},
     "metrics": {"core", "config", "cgroups", "api"},
-    "service": {"core", "config", "linux", "cgroups", "keeper", "logs", "api", "metrics", "terminal"},
+    "service": {"core", "config", "linux", "cgroups", "images", "keeper", "logs", "api", "metrics", "terminal"},
 }
 
 # These start fast, or run between fork and exec: nothing but the standard library.

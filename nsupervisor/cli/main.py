@@ -63,6 +63,7 @@ COMMANDS = {
     "upgrade": "upgrade",
     "exec": "exec",
     "shell": "shell",
+    "image": "image",
     "schema": "schema",
     "version": "version",
 }

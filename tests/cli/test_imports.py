@@ -58,6 +58,7 @@ def arguments(tmp_path):
     files = {"plan": [str(config)], "reload": [str(config)], "scale": ["web=2"]}
     trace = ROOT / "configs" / "traces" / "fork-bomb"
     files |= {"record": ["-"], "simulate": [f"{trace}.toml", f"{trace}.jsonl"]}
+    files["image"] = ["ls", "--config", str(config)]
     files["security"] = ["--config", str(config)]
     return {"check": [str(config)], **files, "shell": ["true"], "exec": ["db", "true"], **nothing, **names}
 
