@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 TRANSPORTS = ("oci", "oci-archive", "docker-archive")
-"""The kinds of sources of an image: a directory with an OCI layout, the same in a tar file, what `docker save` writes."""
+"""The kinds of sources of an image: an OCI layout, the same in a tar file, what `docker save` writes."""
 _EXAMPLE = 'write for example "oci:/srv/images/site:latest" or "docker-archive:/srv/site.tar"'
 
 

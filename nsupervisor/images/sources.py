@@ -40,7 +40,7 @@ _MAX_NESTED_INDEXES = 3
 
 @attrs.frozen
 class LayerSource:
-    """The place of a layer: its path in the source, its digest (None: unknown), and the digest of the tar file in it."""
+    """The place of a layer: its path in the source, its digest (None: unknown), and that of the tar file in it."""
 
     path: str
     digest: str | None

@@ -7,9 +7,10 @@
     images/lock, load.lock
 
 What is unpacked is renamed into its place when it is complete and on the disk. `lock` is held, for moments only, by
-a process that adds a name or removes one; `load.lock` while an image is loaded, so that several workloads that start with the
-same image unpack it once. Directories in `tmp` are locked by the process that uses them: those of killed processes are
-removed by `gc`. Only the owner of the state directory may see any of it, as programs in it may have setuid bits.
+a process that adds a name or removes one; `load.lock` while an image is loaded, so that several workloads that start
+with the same image unpack it once. Directories in `tmp` are locked by the process that uses them: those of killed
+processes are removed by `gc`. Only the owner of the state directory may see any of it, as programs in it may have
+setuid bits.
 """
 
 from __future__ import annotations
