@@ -31,6 +31,7 @@ from nsupervisor.config.model import (
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.relations import COMPLETION_CONDITIONS, EDGE_KEYS, ORDERING_KEYS, RELATION_KEYS, related_names
+from nsupervisor.config.security import DYNAMIC_USER_KEYS, STRONGER
 from nsupervisor.config.timers import find_timer_conflicts
 from nsupervisor.config.units import RelativeChange, format_duration
 from nsupervisor.mount_data import VOLUME, value_paths
@@ -73,6 +74,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         yield from _namespace_conflicts(workload, path)
         yield from _root_conflicts(workload, path)
         yield from _security_conflicts(workload, path)
+        yield from _dynamic_user_conflicts(workload, path)
         yield from _scheduling_conflicts(workload, path)
         yield from find_limit_conflicts(workload, path)
         yield from _socket_length_conflicts(workload, path, config.supervisor)
@@ -499,6 +501,25 @@ def _security_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Con
             (*table, "restrict_address_families"),
             'mixes families that are allowed with others; write names only, names with "~" only, or ["none"]',
         )
+
+
+def _dynamic_user_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    if not workload.dynamic_user:
+        return
+    own = (*path, "dynamic_user")
+    if workload.user is not None:
+        yield Conflict(own, "gives it a user of its own, and so does user; remove one of both", ((*path, "user"),))
+    if workload.namespaces.user:
+        message = "is for programs without a user namespace, which has ids of its own; remove one of both"
+        yield Conflict(own, message, ((*path, "namespaces", "user"),))
+    for key, value in DYNAMIC_USER_KEYS.items():
+        written = getattr(workload.security, key)
+        if written not in (None, value, *STRONGER.get(key, ())):
+            yield Conflict(
+                (*path, "security", key),
+                f"is weaker than what dynamic_user sets ({quoted(value)}), so files might outlive its user; remove it",
+                (own,),
+            )
 
 
 def _mapping_conflicts(mappings: tuple[IdMapping, ...], path: KeyPath) -> Iterator[Conflict]:

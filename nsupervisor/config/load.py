@@ -34,7 +34,7 @@ from nsupervisor.config.kinds import (
 from nsupervisor.config.positions import KeyPath, Positions, scan_positions
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
-from nsupervisor.config.security import PROFILE_LIMITS
+from nsupervisor.config.security import DYNAMIC_USER_KEYS, PROFILE_LIMITS
 from nsupervisor.config.variants import Differences, find_differences
 
 __all__ = ["ConfigError", "Problem", "Slot", "key_slots", "load", "parse"]
@@ -381,7 +381,8 @@ class _Loader:
 
 def _with_profile(workload: model.WorkloadConfig, table: dict[str, Any]) -> model.WorkloadConfig:
     """Return a workload with what its profile sets in other tables than `security`, unless the file has these keys."""
-    workload, written = _with_strict_namespaces(workload, table), table.get("resources", {})
+    workload = _with_dynamic_user(_with_strict_namespaces(workload, table))
+    written = table.get("resources", {})
     if workload.security.profile == "none" or not isinstance(written, dict):
         return workload
     limits: dict[str, Any] = {key: value for key, value in PROFILE_LIMITS.items() if key not in written}
@@ -393,8 +394,20 @@ def _with_strict_namespaces(workload: model.WorkloadConfig, table: dict[str, Any
     written = table.get("namespaces", {})
     if workload.security.profile != "strict" or not isinstance(written, dict):
         return workload
-    wanted: dict[str, Any] = {kind: True for kind in ("user", "network") if kind not in written}
+    kinds_ = ("network",) if workload.dynamic_user else ("user", "network")
+    wanted: dict[str, Any] = {kind: True for kind in kinds_ if kind not in written}
     return evolve(workload, namespaces=evolve(workload.namespaces, **wanted))
+
+
+def _with_dynamic_user(workload: model.WorkloadConfig) -> model.WorkloadConfig:
+    """Return a workload with what `dynamic_user` sets of its security, unless the file or its profile has as much."""
+    if not workload.dynamic_user:
+        return workload
+    security = workload.security
+    wanted = {key: value for key, value in DYNAMIC_USER_KEYS.items() if getattr(security, key) is None}
+    if security.profile == "strict":
+        wanted.pop("protect_home", None)  # it hides them
+    return evolve(workload, security=evolve(security, **wanted))
 
 
 def _shown(value: Any, is_secret: bool) -> str:

@@ -502,6 +502,12 @@ class WorkloadConfig(Table):
     description: str = field(default="", metadata=key(kinds.TEXT, "for people", live=True))
     working_directory: str = field(default="/", metadata=key(kinds.PATH, "where it starts"))
     user: str | None = field(default=None, metadata=key(kinds.USER, '"NAME", "UID", "NAME:GROUP"; else our own'))
+    dynamic_user: bool = field(
+        default=False,
+        metadata=key(
+            kinds.BOOLEAN, "a user and group without a name that only it has, and protected files of the host"
+        ),
+    )
     supplementary_groups: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.WORD), "more groups, by name or number")
     )

@@ -5,7 +5,7 @@ A key that is left out (None) has the value of the profile: `nsupervisor.core.se
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -19,6 +19,18 @@ Profile = Literal["default", "strict", "none"]
 
 PROFILE_LIMITS = {"pids_max": 2048}
 """Keys of the table `resources` that each profile but "none" sets, unless the file has them. As in podman."""
+
+DYNAMIC_USER_KEYS: dict[str, Any] = {
+    "no_new_privileges": True,
+    "restrict_suid_sgid": True,
+    "protect_system": "strict",
+    "protect_home": "read-only",
+    "private_tmp": True,
+}
+"""The keys that `dynamic_user` sets, as systemd's DynamicUser= does: no file may outlive the program with its user as the owner,
+but in its own directories, as another program may have the number later."""
+STRONGER: dict[str, tuple[Any, ...]] = {"protect_home": (True, "tmpfs")}
+"""By key of `DYNAMIC_USER_KEYS`, further values that protect as much."""
 
 
 @frozen(repr=False)

@@ -77,7 +77,8 @@ def _view(key: str, weight: float, reason: str, value: str = "true", of_host: bo
 
 
 def _is_root(workload: WorkloadConfig, _: Values) -> bool:
-    return workload.user in (None, "", "root", "0", 0) and not workload.namespaces.user
+    is_own = workload.namespaces.user or workload.dynamic_user
+    return workload.user in (None, "", "root", "0", 0) and not is_own
 
 
 CHECKS = (

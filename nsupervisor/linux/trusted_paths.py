@@ -238,6 +238,21 @@ class TrustedDirectory:
             os.close(fd)
         return True
 
+    def give_contents(self, name: str, uid: int, gid: int) -> None:
+        """Give all that is in a directory and belongs to the owner of the directory to another owner.
+
+        Files of other users, such as those of root with another name here, keep theirs. Nothing is done if the
+        directory has the right owner: so it has to be changed last, for a process that is killed in between. Raises
+        OSError.
+        """
+        fd = os.open(name, _LISTED, dir_fd=self._fd)
+        try:
+            owner = os.fstat(fd).st_uid
+            if owner != uid:
+                _give(fd, owner, uid, gid)
+        finally:
+            os.close(fd)
+
     def set_directory(self, name: str, mode: int, uid: int, gid: int) -> None:
         """Set the mode and the owner of a directory; -1: unchanged. What is in it stays as it is.
 
@@ -418,6 +433,43 @@ def make_below(directory: int, names: Sequence[str], is_file: bool) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _give(top: int, owner: int, uid: int, gid: int) -> None:
+    """Give all that is in a directory and belongs to `owner` to `uid` and `gid`, without following any link.
+
+    Its depth does not matter: this needs neither recursion nor a descriptor for each level. Raises OSError, for
+    instance if another process moves a directory meanwhile.
+    """
+    current, device = os.dup(top), os.fstat(top).st_dev
+    names = os.listdir(current)
+    above: list[tuple[int, list[str]]] = []  # for each directory above: its inode, and what is left to do in it
+    try:
+        while names or above:
+            if not names:
+                inode, names = above.pop()
+                current = _replace(current, os.open("..", _LISTED, dir_fd=current))
+                if os.fstat(current).st_ino != inode:
+                    raise OSError(errno.EAGAIN, "a directory was moved while its contents got another owner")
+                continue
+            fd = os.open(names.pop(), _ANY, dir_fd=current)
+            try:
+                status = os.fstat(fd)
+                if status.st_uid == owner:
+                    os.chown(f"/proc/self/fd/{fd}", uid, gid)
+                if stat.S_ISDIR(status.st_mode) and status.st_dev == device:
+                    above.append((os.fstat(current).st_ino, names))
+                    current = _replace(current, os.open(".", _LISTED, dir_fd=fd))
+                    names = os.listdir(current)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(current)
+
+
+def _replace(fd: int, new: int) -> int:
+    os.close(fd)
+    return new
 
 
 # ---- paths inside of a root file system

@@ -16,6 +16,7 @@ from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
+from nsupervisor.service.state.dynamic_users import DynamicUsers
 from nsupervisor.service.state.file import StateFile
 from nsupervisor.service.state.uid_ranges import STATE_DIRECTORY, UidRanges
 
@@ -48,6 +49,7 @@ class ServiceContext:
     log_directory: Path = Path("/var/log/nsupervisor")
     """The directory of the workloads' own log files."""
     uid_ranges: UidRanges | None = None
+    dynamic_users: DynamicUsers | None = None
     """The ranges of ids for user namespaces without mappings; None without the privilege to use them."""
     state_directory: str = STATE_DIRECTORY
     """The directory of what outlives a stop of the service."""

@@ -75,7 +75,7 @@ from nsupervisor.service.platform.reaper import reap_orphans
 from nsupervisor.service.platform.runtime_directory import KeptDirectory, runtime_directory
 from nsupervisor.service.platform.service_manager import notify_service_manager
 from nsupervisor.service.preflight.capacity import connections_allowed, raise_descriptor_limit
-from nsupervisor.service.preflight.privileges import explain_permission_error, has_uid_ranges
+from nsupervisor.service.preflight.privileges import explain_permission_error, has_dynamic_users, has_uid_ranges
 from nsupervisor.service.preflight.requirements import check_text, record_fields
 from nsupervisor.service.preflight.security import PROFILE_REASON
 from nsupervisor.service.recovery.resume import begin_first_jobs
@@ -89,6 +89,7 @@ from nsupervisor.service.recovery.upgrade import report_outcome
 from nsupervisor.service.reload.reload import Reloader
 from nsupervisor.service.state.checkpoint import limits_digest, limits_in_force
 from nsupervisor.service.state.digest import KEY_FILE, open_keyed_digest
+from nsupervisor.service.state.dynamic_users import DynamicUsers
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
 from nsupervisor.service.state.uid_ranges import UidRanges, default_state_directory
 from nsupervisor.service.timers.timers import Timers
@@ -524,6 +525,7 @@ async def _supervise(
             kernel,
             logs,
             uid_ranges=_uid_ranges(config.supervisor, kernel),
+            dynamic_users=_dynamic_users(config.supervisor, kernel),
             state_directory=config.supervisor.state_directory or default_state_directory(),
             offset_files=offset_files_left(directory),
             tails=platform.tails,
@@ -631,6 +633,13 @@ def _uid_ranges(settings: Settings, kernel: Kernel) -> UidRanges | None:
     if not has_uid_ranges(kernel.privileges()):
         return None
     return UidRanges(settings.state_directory or default_state_directory(), settings.name)
+
+
+def _dynamic_users(settings: Settings, kernel: Kernel) -> DynamicUsers | None:
+    """Return the users of programs with `dynamic_user`; None if this process may not use their ids."""
+    if not has_dynamic_users(kernel.privileges()):
+        return None
+    return DynamicUsers(settings.state_directory or default_state_directory(), settings.name)
 
 
 async def _start_actors(actors: Iterable[Actor], nursery: trio.Nursery) -> None:

@@ -131,6 +131,7 @@ OURS = {
         "linux.trusted_paths",
         "service.platform.isolation",
         "service.platform.roots",
+        "service.state.dynamic_users",
         "service.state.uid_ranges",
     ),
     "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),

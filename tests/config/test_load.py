@@ -624,3 +624,33 @@ def test_an_edge_is_a_name_or_a_table() -> None:
 def test_a_wrong_edge(key: str, problem: str) -> None:
     (found,) = problems(f"{EDGES}{key}\n")
     assert problem in found
+
+
+DYNAMIC = '[workload.web]\ncommand = ["true"]\ndynamic_user = true\n'
+
+
+def test_a_dynamic_user_protects_the_files_of_the_host() -> None:
+    security = parse(DYNAMIC, "site.toml").workloads["web"].security
+    assert (security.protect_system, security.protect_home, security.private_tmp) == ("strict", "read-only", True)
+    assert (security.no_new_privileges, security.restrict_suid_sgid) == (True, True)
+    stronger = parse(DYNAMIC + "security.protect_home = true\n", "site.toml").workloads["web"].security
+    assert stronger.protect_home is True
+    strict = parse(DYNAMIC + 'security.profile = "strict"\n', "site.toml").workloads["web"]
+    assert strict.security.protect_home is None, "the profile hides them"
+    assert (strict.namespaces.user, strict.namespaces.network) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ('user = "nobody"', "and so does user; remove one of both"),
+        ("namespaces.user = true", "is for programs without a user namespace"),
+        ("security.private_tmp = false", "security.private_tmp: is weaker than what dynamic_user sets (true)"),
+        ('security.protect_system = "full"', 'is weaker than what dynamic_user sets ("strict")'),
+        ("security.no_new_privileges = false", "is weaker than what dynamic_user sets"),
+    ],
+)
+def test_what_contradicts_a_dynamic_user(keys: str, text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse(DYNAMIC + keys, "site.toml")
+    assert text in str(raised.value)

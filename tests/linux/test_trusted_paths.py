@@ -347,3 +347,35 @@ def test_a_file_is_replaced_whatever_an_earlier_attempt_has_left(parent: Path) -
         directory.replace("x", b"after")
     assert {path.name: path.read_text() for path in place.iterdir()} == {"target": "kept", "x": "after"}
     assert (place / "x").stat().st_mode & 0o777 == 0o644
+
+
+@needs("root")
+def test_contents_are_given_to_another_owner_whatever_their_depth(tmp_path: Path) -> None:
+    """A hostile program makes a deep tree, which must not prevent its next start."""
+    depth = 2000
+    top = tmp_path / "top"
+    top.mkdir()
+    fds = [os.open(top, os.O_RDONLY)]
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=fds[-1])
+        fds.append(os.open("d", os.O_RDONLY, dir_fd=fds[-1]))
+        os.close(fds.pop(-2))
+    os.close(os.open("last", os.O_CREAT, dir_fd=fds[-1]))
+    (tmp_path / "outside").write_text("")
+    os.chown(tmp_path / "outside", 61_184, 61_184)
+    (top / "link").symlink_to("../outside")
+    os.link(f"/proc/self/fd/{fds[-1]}/last", top / "of-root")
+    with TrustedDirectory(str(tmp_path), "") as directory:
+        directory.give_contents("top", 61_184, 61_184)  # root's own, to it
+        directory.set_directory("top", 0o755, 61_184, 61_184)
+        (top / "by-root").write_text("")
+        directory.give_contents("top", 61_185, 61_186)
+        directory.set_directory("top", 0o755, 61_185, 61_186)
+        status = os.stat("last", dir_fd=fds[-1])
+        assert (status.st_uid, status.st_gid) == (61_185, 61_186)
+        assert {path.name: path.lstat().st_uid for path in top.iterdir()} == {
+            **dict.fromkeys(("d", "link", "of-root"), 61_185), "by-root": 0
+        }  # fmt: skip
+        assert (tmp_path / "outside").stat().st_uid == 61_184
+        os.close(fds[-1])
+        directory.remove_directory("top")

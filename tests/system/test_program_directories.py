@@ -31,7 +31,7 @@ def name() -> Iterator[str]:
                 for file in files:
                     os.unlink(f"{path}/{file}")
                 for below in names:
-                    os.rmdir(f"{path}/{below}")
+                    (os.unlink if os.path.islink(f"{path}/{below}") else os.rmdir)(f"{path}/{below}")
             place.rmdir()
 
 

@@ -45,6 +45,8 @@ def program_directories(
 ) -> list[dict[str, Any]]:
     """Return the directories to make: `kind`, the directory `base` that is there, `name` below it, `mode`.
 
+    `has_contents`: what is in it belongs to the program's user, too, also if that has been another before.
+
     `found_bases`: of `bases`. A runtime directory is of one instance, as it ends with it; the others are of all.
     """
     found: list[dict[str, Any]] = []
@@ -53,7 +55,8 @@ def program_directories(
             if kind == "runtime" and instance is not None:
                 name = f"{name}@{instance}"
             mode = getattr(workload, f"{kind}_directory_mode")
-            found.append({"kind": kind, "base": base, "name": name, "mode": mode})
+            directory = {"kind": kind, "base": base, "name": name, "mode": mode}
+            found.append({**directory, "has_contents": True} if workload.dynamic_user else directory)
     volumes = [*workload.volumes, *(mount.source for mount in workload.mounts if mount.type == VOLUME and mount.source)]
     base = f"{state_directory}/volumes"
     kept = ({"kind": VOLUME, "base": base, "name": name, "mode": _VOLUME_MODE} for name in dict.fromkeys(volumes))

@@ -368,7 +368,7 @@ class Program:
         if "process_tree" in spec and not workload.namespaces.pid:
             raise ExecRefused("without cgroups and a PID namespace nothing would end what the command leaves")
         if terms.user is not None:
-            workload = attrs.evolve(workload, user=terms.user, supplementary_groups=())
+            workload = attrs.evolve(workload, user=terms.user, supplementary_groups=(), dynamic_user=False)
             spec = self._spec(workload, lifecycle.generation, cgroup)
         if terms.directory is not None:
             spec["cwd"] = terms.directory
@@ -407,6 +407,7 @@ class Program:
             variables,
             context.uid_ranges,
             context.state_directory,
+            context.dynamic_users,
         )
 
 

@@ -30,6 +30,7 @@ from nsupervisor.service.instance.directories import (
 from nsupervisor.service.instance.root import resolve_in_root, root_key
 from nsupervisor.service.instance.seccomp_filters import filter_name
 from nsupervisor.service.instance.users import IdentityError, UserIdentity, resolve_user, without_own
+from nsupervisor.service.state.dynamic_users import DynamicUserError, DynamicUsers
 from nsupervisor.service.state.uid_ranges import STATE_DIRECTORY, UidRangeError, UidRanges
 
 if TYPE_CHECKING:  # `check` imports this module, and must be quick
@@ -57,23 +58,26 @@ def spawn_spec(
     variables: dict[str, str] | None = None,
     uid_ranges: UidRanges | None = None,
     state_directory: str = STATE_DIRECTORY,
+    dynamic_users: DynamicUsers | None = None,
 ) -> dict[str, Any]:
     """Return the specification for one generation, in the form that `nsupervisor.keeper` takes.
 
     `directory` is the runtime directory, `variables` what `environment_file_variables` returned just now, `uid_ranges`
-    where a user namespace without mappings has its ids from; None: it has the supervisor's own alone. Users and
+    where a user namespace without mappings has its ids from; None: it has the supervisor's own alone. `dynamic_users`:
+    where a dynamic user has its number from; None: there are none here. Users and
     environment files are read again for each generation, so that a restart sees changes. What is kept of the program
     is below `state_directory`. The key `directories` is what has to be made before, and not for the keeper.
 
     Raises IdentityError for an unknown user, ConfigError for a bad environment file, OSError for an unreadable one.
     """
     spaces = workload.namespaces
+    user = _dynamic_user(name, dynamic_users) if workload.dynamic_user else workload.user
     root = None if workload.root.path is None else root_key(workload.root, instance, state_directory)
     if root is not None:
-        identity = resolve_in_root(root, workload.user, workload.supplementary_groups)
+        identity = resolve_in_root(root, user, workload.supplementary_groups)
     else:
         # In a user namespace the numbers of the supervisor's groups are those of other groups.
-        identity = resolve_user(workload.user, workload.supplementary_groups, keeps_own_groups=not spaces.user)
+        identity = resolve_user(user, workload.supplementary_groups, keeps_own_groups=not spaces.user)
     if not spaces.user:
         identity = without_own(identity)
     uid_mappings, gid_mappings = _mappings(workload, name, uid_ranges) if spaces.user else ([], [])
@@ -326,6 +330,17 @@ def spawn_inputs(spec: "Mapping[str, Any]", security: SecurityConfig) -> Any:
         inputs["security"] = written
     environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}
     return [inputs, environment]
+
+
+def _dynamic_user(name: str, dynamic_users: DynamicUsers | None) -> str:
+    """Return the user and group of an instance with `dynamic_user`, as a `user` names them. Raises IdentityError."""
+    if dynamic_users is None:
+        raise IdentityError("dynamic_user needs a service that is root and may use these ids; write a user")
+    try:
+        number = dynamic_users.number(name)
+    except DynamicUserError as error:
+        raise IdentityError(str(error)) from error
+    return f"{number}:{number}"
 
 
 def _mappings(

@@ -16,8 +16,9 @@ def make_directories(directories: Sequence[Mapping[str, Any]], owner: tuple[int,
     """Make directories, or give existing ones their mode and owner.
 
     `directories`: as `nsupervisor.service.instance.directories` has them. `owner`: (uid, gid) on the host; -1 or None:
-    the service's own. A directory for configuration stays root's, and so do the contents of one that has another owner;
-    an existing volume is left as it is. Raises OSError, for instance for a symbolic link in the place of one.
+    the service's own. A directory for configuration stays root's, and so do the contents of one that has another owner,
+    but with `has_contents`; an existing volume is left as it is. Raises OSError, for instance for a symbolic link in
+    the place of one.
     """
     for directory in directories:
         parent, _, name = f"{directory['base']}/{directory['name']}".rpartition("/")
@@ -26,6 +27,8 @@ def make_directories(directories: Sequence[Mapping[str, Any]], owner: tuple[int,
             if directory["kind"] == VOLUME and not is_new:
                 continue
             uid, gid = (-1, -1) if owner is None or directory["kind"] == "configuration" else owner
+            if directory.get("has_contents") and uid != -1:
+                trusted.give_contents(name, uid, gid)
             trusted.set_directory(name, directory["mode"], uid, gid)
 
 

@@ -9,13 +9,23 @@ from nsupervisor.linux.namespaces import NAMESPACES
 from nsupervisor.linux.privileges import SETGID, SETUID, SYS_ADMIN, SYS_NICE, SYS_RESOURCE, Privileges
 from nsupervisor.service.instance.root import resolve_identity
 from nsupervisor.service.instance.users import IdentityError
+from nsupervisor.service.state.dynamic_users import DYNAMIC_USERS
 from nsupervisor.service.state.uid_ranges import UID_RANGES
 
 
 def has_uid_ranges(own: Privileges) -> bool:
     """Return whether this process is root of a user namespace with all of `UID_RANGES`, as of the first one."""
-    return own.uid == 0 and all(
-        any(first <= UID_RANGES[0] and UID_RANGES[-1] < first + count for first, count in id_map)
+    return own.uid == 0 and _has_ids(own, UID_RANGES)
+
+
+def has_dynamic_users(own: Privileges) -> bool:
+    """Return whether this process may start programs with each of the ids of `DYNAMIC_USERS`."""
+    return own.has(SETUID) and own.has(SETGID) and _has_ids(own, DYNAMIC_USERS)
+
+
+def _has_ids(own: Privileges, ids: range) -> bool:
+    return all(
+        any(first <= ids[0] and ids[-1] < first + count for first, count in id_map)
         for id_map in (own.uid_map, own.gid_map)
     )
 
@@ -32,6 +42,13 @@ def missing_privileges(workload: WorkloadConfig, own: Privileges) -> Iterator[tu
             "set namespaces.user = true, or each of these to false, or run as root with that capability",
         )
     yield from _missing_for_limits(workload, own)
+    if workload.dynamic_user and not has_dynamic_users(own):
+        ids = f"{DYNAMIC_USERS[0]} to {DYNAMIC_USERS[-1]}"
+        yield (
+            "dynamic_user",
+            f"needs CAP_SETUID, CAP_SETGID and the ids {ids}, which {user} does not have here; leave it out, or run as "
+            "root of the host",
+        )
     if own.has(SETUID) and own.has(SETGID):
         return
     requirement = f"CAP_SETUID and CAP_SETGID, which {user} does not have here; leave it out, or run as root with those"

@@ -125,12 +125,14 @@ def _free_range_check(others: Iterable[int]) -> Callable[[int], bool]:
         used += _read_subordinate_ids(path)
 
     def is_free(first: int) -> bool:
-        return not any(start < first + SIZE and first < start + count for start, count in used) and not _is_known(first)
+        return not any(start < first + SIZE and first < start + count for start, count in used) and not is_known_id(
+            first
+        )
 
     return is_free
 
 
-def _is_known(number: int) -> bool:
+def is_known_id(number: int) -> bool:
     """Return whether a user or group has this id. Some databases answer this, but do not list their entries."""
     for look_up in (pwd.getpwuid, grp.getgrgid):
         try:

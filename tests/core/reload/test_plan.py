@@ -20,7 +20,7 @@ from nsupervisor.core.reload.start_changes import START_CHANGES, START_REVISION,
 M = 1 << 20
 
 NEEDS_A_PROCESS = {
-    "command", "working_directory", "user", "supplementary_groups", "environment", "environment_file",
+    "command", "working_directory", "user", "dynamic_user", "supplementary_groups", "environment", "environment_file",
     "pass_environment", "umask", "nice",
     "oom_score_adjust", "io_scheduling_class", "io_scheduling_priority", "cpu_scheduling_policy",
     "cpu_scheduling_priority", "timer_slack",
