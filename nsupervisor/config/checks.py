@@ -72,6 +72,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         for key, message in find_timer_conflicts(workload.timer, workload.type, len(workload.instance_ids)):
             yield Conflict((*path, "timer", key) if key else (*path, "timer"), message)
         yield from _namespace_conflicts(workload, path)
+        yield from _join_conflicts(workload, path, config)
         yield from _root_conflicts(workload, path)
         yield from _security_conflicts(workload, path)
         yield from _dynamic_user_conflicts(workload, path)
@@ -193,6 +194,11 @@ def _cycles(config: Config) -> Iterator[Conflict]:
             for number, other in enumerate(related_names(workload, key))
             if other in config.workloads
         ]
+        + [
+            ("namespaces", kind, other)
+            for kind, other in workload.namespaces.joined_workloads.items()
+            if other in config.workloads
+        ]
         for name, workload in config.workloads.items()
     }
     visited: set[str] = set()
@@ -232,6 +238,7 @@ def _relation_conflicts(config: Config) -> Iterator[Conflict]:
     """Check `conflicts`, and that no workload names itself in a key that is not one of the order."""
     needs = {
         name: [other for key in ("requires", "binds_to", "wants", "upholds") for other in related_names(workload, key)]
+        + list(workload.namespaces.joined_workloads.values())
         for name, workload in config.workloads.items()
     }
     at_boot = _reachable([name for name, workload in config.workloads.items() if workload.autostart], needs)
@@ -415,7 +422,7 @@ def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confli
 def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     spaces = workload.namespaces
     requirements = (
-        (spaces.hostname is not None, ("namespaces", "hostname"), "uts", spaces.uts),
+        (spaces.hostname is not None, ("namespaces", "hostname"), "uts", spaces.uts is True),
         (bool(spaces.time_offsets), ("namespaces", "time_offsets"), "time", spaces.time),
         (bool(workload.mounts), ("mounts",), "mount", spaces.mount),
         (workload.root.path is not None, ("root",), "mount", spaces.mount),
@@ -431,11 +438,48 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
                 f"needs a {namespace} namespace of its own; write {namespace} = true under namespaces, or remove it",
                 ((*path, "namespaces", namespace),),
             )
+    for kind in spaces.joined if spaces.user else ():
+        yield Conflict(
+            (*path, "namespaces", kind),
+            "cannot be joined by a program in a user namespace of its own, which has no privilege over it; write "
+            "user = false under namespaces, or a namespace of its own (true)",
+            ((*path, "namespaces", "user"),),
+        )
     for kind, mappings in (
         ("uid_mappings", workload.user_namespace.uid_mappings),
         ("gid_mappings", workload.user_namespace.gid_mappings),
     ):
         yield from _mapping_conflicts(mappings, (*path, "user_namespace", kind))
+
+
+def _join_conflicts(workload: WorkloadConfig, path: KeyPath, config: Config) -> Iterator[Conflict]:
+    """Check that each workload whose namespace is joined has exactly one, for as long as it runs."""
+    for kind, name in workload.namespaces.joined_workloads.items():
+        key, other = (*path, "namespaces", kind), config.workloads.get(name)
+        own = ("workload", name, "namespaces", kind)
+        if other is None:
+            instead = did_you_mean(name, config.workloads).removeprefix(", ") or "write the name of one"
+            yield Conflict(key, f"there is no workload {quoted(name)}; {instead}", (("workload", name),))
+        elif name != workload.name and not getattr(other.namespaces, kind):
+            yield Conflict(
+                key,
+                f"{name} uses the {kind} namespace of the supervisor; write {kind} = true under its namespaces, or "
+                f"{kind} = false here",
+                (own,),
+            )
+        elif other.instance_ids != (None,):
+            yield Conflict(
+                key,
+                f"{name} has instances, each with a namespace of its own; join that of a workload without instances",
+                (("workload", name, "instances"),),
+            )
+        elif other.type == "oneshot":
+            yield Conflict(
+                key,
+                f"{name} is a oneshot, whose namespace ends with its program; join that of a workload that keeps "
+                "running",
+                (("workload", name, "type"),),
+            )
 
 
 def _root_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

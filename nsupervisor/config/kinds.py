@@ -289,10 +289,55 @@ def _boolean(value: Any) -> bool:
     return value
 
 
-def _namespace(value: Any) -> bool:
-    if isinstance(value, str) and (value == "pasta" or value.startswith(("cni:", "workload:", "path:"))):
-        raise ValueError("is not available yet in this version; write true (a new one) or false (the supervisor's)")
-    return _boolean(value)
+_NOT_JOINED = {
+    "mount": "its mounts would be those of the other program, and what is mounted for this one would show there",
+    "pid": "the other program's init would kill this program at its end, and see no exit of it",
+    "cgroup": "its root would be the other program's cgroup, in which this program is not",
+    "user": "this program would have the privileges of the other one over its files and processes",
+    "time": "a process enters one only by making another process",
+}
+"""Why a namespace of this kind cannot be joined."""
+
+
+def _namespace_of(kind: str) -> Scalar:
+    """Create the kind for a namespace that can be new or the supervisor's, but not that of others."""
+
+    def load(value: Any) -> bool:
+        if isinstance(value, str) and value.startswith(("workload:", "path:")):
+            raise ValueError(
+                f"joins a namespace that cannot be joined: {_NOT_JOINED[kind]}; write true (a new one) or false (the "
+                "supervisor's); network, ipc and uts can be joined"
+            )
+        return _boolean(value)
+
+    return Scalar(load, {"type": "boolean"})
+
+
+JOIN_WORKLOAD, JOIN_PATH = "workload:", "path:"
+"""Prefixes of the names of namespaces to join."""
+
+
+def _joinable_namespace(value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        if value == "pasta" or value.startswith("cni:"):
+            raise ValueError("is not available yet in this version; write true, false, or a namespace to join")
+        if value.startswith(JOIN_WORKLOAD):
+            return JOIN_WORKLOAD + _joined_part(_name, value.removeprefix(JOIN_WORKLOAD), "workload:web")
+        if value.startswith(JOIN_PATH):
+            return JOIN_PATH + _joined_part(_path, value.removeprefix(JOIN_PATH), "path:/run/netns/blue")
+    raise ValueError(
+        'is not a namespace; write true (a new one), false (the supervisor\'s), "workload:NAME" (that of another '
+        'workload), or "path:/run/netns/NAME" (that behind a file)'
+    )
+
+
+def _joined_part(load: Callable[[Any], str], text: str, example: str) -> str:
+    try:
+        return load(text)
+    except ValueError:
+        raise ValueError(f"does not name a namespace to join; write for example {quoted(example)}") from None
 
 
 _LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -591,7 +636,17 @@ PATH_CONDITION = Scalar(_negatable(_path), {"type": "string", "pattern": "^!?/"}
 HOST_CONDITION = Scalar(_negatable(_word), {"type": "string", "pattern": whole_text_pattern(r"!?\S(.*\S)?")})
 ENVIRONMENT_CONDITION = Scalar(_negatable(_variable_condition), {"type": "string", "pattern": "^!?[^=!]"})
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
-NAMESPACE = Scalar(_namespace, {"type": "boolean"})
+JOINABLE_NAMESPACE = Scalar(
+    _joinable_namespace,
+    {
+        "anyOf": [
+            {"type": "boolean"},
+            {"type": "string", "pattern": whole_text_pattern(f"{JOIN_WORKLOAD}{NAME_PATTERN}")},
+            {"type": "string", "pattern": f"^{JOIN_PATH}/"},
+        ]
+    },
+)
+MOUNT_NAMESPACE, PID_NAMESPACE, CGROUP_NAMESPACE, USER_NAMESPACE, TIME_NAMESPACE = map(_namespace_of, _NOT_JOINED)
 HOSTNAME = Scalar(
     _hostname, {"type": "string", "pattern": whole_text_pattern(HOSTNAME_PATTERN), "maxLength": MAX_HOSTNAME}
 )

@@ -129,16 +129,23 @@ class SupervisorConfig(Table):
 
 @frozen(repr=False)
 class NamespacesConfig(Table):
-    """[workload.NAME.namespaces]: true makes a new namespace, false shares the supervisor's."""
+    """[workload.NAME.namespaces]: true makes a new namespace, false shares the supervisor's.
 
-    mount: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own mounts, with its own /proc"))
-    pid: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own process numbers"))
-    uts: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own host name"))
-    ipc: bool = field(default=True, metadata=key(kinds.NAMESPACE, "its own System V IPC and message queues"))
-    cgroup: bool = field(default=True, metadata=key(kinds.NAMESPACE, "sees its own cgroup as the root"))
-    network: bool = field(default=False, metadata=key(kinds.NAMESPACE, "its own network, with loopback only"))
-    user: bool = field(default=False, metadata=key(kinds.NAMESPACE, "its own users and capabilities"))
-    time: bool = field(default=False, metadata=key(kinds.NAMESPACE, "its own monotonic and boot-time clocks"))
+    "workload:NAME" and "path:/FILE" join that of another workload, or the one behind a file.
+    """
+
+    mount: bool = field(default=True, metadata=key(kinds.MOUNT_NAMESPACE, "its own mounts, with its own /proc"))
+    pid: bool = field(default=True, metadata=key(kinds.PID_NAMESPACE, "its own process numbers"))
+    uts: bool | str = field(default=True, metadata=key(kinds.JOINABLE_NAMESPACE, "its own host name"))
+    ipc: bool | str = field(
+        default=True, metadata=key(kinds.JOINABLE_NAMESPACE, "its own System V IPC and message queues")
+    )
+    cgroup: bool = field(default=True, metadata=key(kinds.CGROUP_NAMESPACE, "sees its own cgroup as the root"))
+    network: bool | str = field(
+        default=False, metadata=key(kinds.JOINABLE_NAMESPACE, "its own network, with loopback only")
+    )
+    user: bool = field(default=False, metadata=key(kinds.USER_NAMESPACE, "its own users and capabilities"))
+    time: bool = field(default=False, metadata=key(kinds.TIME_NAMESPACE, "its own monotonic and boot-time clocks"))
     hostname: str | None = field(default=None, metadata=key(kinds.HOSTNAME, "the host name in a new uts namespace"))
     time_offsets: dict[str, float] = field(
         factory=dict,
@@ -147,6 +154,21 @@ class NamespacesConfig(Table):
             "how far the clocks of a new time namespace are ahead (seconds or a duration; may be negative)",
         ),
     )
+
+    @property
+    def joined(self) -> dict[str, str]:
+        """The namespaces that are joined: by kind, "workload:NAME" or "path:/FILE"."""
+        values = {kind: getattr(self, kind) for kind in ("network", "uts", "ipc")}
+        return {kind: value for kind, value in values.items() if isinstance(value, str)}
+
+    @property
+    def joined_workloads(self) -> dict[str, str]:
+        """The names of the workloads whose namespaces are joined, by kind."""
+        return {
+            kind: value.removeprefix(kinds.JOIN_WORKLOAD)
+            for kind, value in self.joined.items()
+            if value.startswith(kinds.JOIN_WORKLOAD)
+        }
 
 
 @frozen(repr=False)

@@ -1,8 +1,10 @@
 """Start order of workloads, and what a start waits for; they stop in the reverse order. Pure.
 
 `requires`, `binds_to`, `wants` and `part_of` imply *after*: users of supervisors complain more about programs that
-start too early than about ones that start one by one. They differ if the other workload cannot start: `requires` and
-`binds_to` wait until it can, `wants` goes on without it, and `part_of` and `after` never start it in the first place.
+start too early than about ones that start one by one. A workload that joins a namespace of another one is bound to
+that, too, and starts when the program of that has been executed. They differ if the other workload cannot start:
+`requires` and `binds_to` wait until it can, `wants` goes on without it, and `part_of` and `after` never start it in the
+first place.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,6 +30,19 @@ class Wait(NamedTuple):
     """Whether the start waits until the condition holds; otherwise only while the other workload starts."""
 
 
+def holders(workload: WorkloadConfig) -> tuple[str, ...]:
+    """Return the names of the workloads whose namespaces `workload` joins, each once."""
+    return tuple(dict.fromkeys(workload.namespaces.joined_workloads.values()))
+
+
+def bound_to(workload: WorkloadConfig) -> tuple[str, ...]:
+    """Return the names of the workloads without which `workload` cannot go on, each once.
+
+    A namespace ends with the programs in it: the next program of its workload has another one.
+    """
+    return tuple(dict.fromkeys((*workload.binds_to, *holders(workload))))
+
+
 def names(edges: Iterable[DependencyConfig]) -> tuple[str, ...]:
     """Return the names of the workloads that edges lead to."""
     return tuple(edge.name for edge in edges)
@@ -36,7 +51,9 @@ def names(edges: Iterable[DependencyConfig]) -> tuple[str, ...]:
 def waits(workload: WorkloadConfig) -> tuple[Wait, ...]:
     """Return what a start of `workload` waits for: each other workload once, what it requires first."""
     found: dict[str, Wait] = {}
-    required = (*workload.requires, *to_dependencies(workload.binds_to))
+    # A namespace is there once the program has been executed; a sidecar may be what makes that program ready.
+    joined = [DependencyConfig(name, "started") for name in holders(workload)]
+    required = (*workload.requires, *to_dependencies(workload.binds_to), *joined)
     others = (*workload.wants, *to_dependencies(workload.part_of), *workload.after)
     for is_required, edges in ((True, required), (False, others)):
         for edge in edges:
@@ -51,17 +68,19 @@ def start_dependencies(workload: WorkloadConfig) -> tuple[str, ...]:
 
 def started_along(workload: WorkloadConfig) -> tuple[str, ...]:
     """Return the names of the workloads that a start of `workload` starts, too."""
-    return (*names(workload.requires), *workload.binds_to, *names(workload.wants))
+    return (*names(workload.requires), *bound_to(workload), *names(workload.wants))
 
 
 def related(workload: WorkloadConfig) -> list[dict[str, str]]:
     """Return all relations of `workload` as objects of the API: the key, the other workload, and the condition."""
     conditions = {key: {edge.name: edge.condition for edge in getattr(workload, key)} for key in EDGE_KEYS}
-    return [
+    named = [
         {"key": key, "name": name, "condition": conditions.get(key, {}).get(name, "ready")}
         for key in RELATION_KEYS
         for name in related_names(workload, key)
     ]
+    joined = [name for name in holders(workload) if name not in workload.binds_to]
+    return named + [{"key": "binds_to", "name": name, "condition": "started"} for name in joined]
 
 
 def stopped_with(workload: WorkloadConfig) -> Mapping[str, str]:
@@ -71,7 +90,7 @@ def stopped_with(workload: WorkloadConfig) -> Mapping[str, str]:
 
 def restarted_with(workload: WorkloadConfig) -> Mapping[str, str]:
     """Map each workload with which `workload` is restarted, if it runs, to the key that says so."""
-    return dict.fromkeys(workload.part_of, "part_of") | dict.fromkeys(workload.binds_to, "binds_to")
+    return dict.fromkeys(workload.part_of, "part_of") | dict.fromkeys(bound_to(workload), "binds_to")
 
 
 def transitive_closure(names: Iterable[str], edges: Mapping[str, Iterable[str]]) -> tuple[str, ...]:

@@ -81,6 +81,7 @@ _SECURITY_KEYS = (
 
 
 _NO_ENTER = "the keeper is of an earlier version, which cannot do that; run: nsupervisor upgrade"
+_NO_JOIN = "the keeper is of an earlier version, which cannot join namespaces; run: nsupervisor upgrade"
 _NO_SECURITY = (
     "the keeper is of an earlier version, which does not know the keys of the table security; run: nsupervisor upgrade"
 )
@@ -120,20 +121,27 @@ class Keeper:
     """The entries that have not ended."""
 
     async def spawn(
-        self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = _no_op, notify_fd: int = -1
+        self,
+        spec: Mapping[str, Any],
+        while_waiting: Callable[[], None] = _no_op,
+        notify_fd: int = -1,
+        join_fds: Sequence[int] = (),
     ) -> Spawned:
         """Start a program and return when its first process exists; `events` then reports on it.
 
         A cancellation does not take effect half-way: either there is no process, or its descriptors have arrived.
         `while_waiting` is called while the keeper works, for work that would otherwise delay the start. `notify_fd` is
-        a socket of which the keeper keeps a duplicate, for `list`.
+        a socket of which the keeper keeps a duplicate, for `list`. `join_fds`: those of the namespaces that the key
+        "joins" of the specification names, in its order.
 
         Raises:
             SpawnError: there is no process and there will be no event. Exception: with EMFILE there was a process; it
                 has been killed, and its `Ended` follows.
             KeeperLost: it is unknown whether there is a process.
         """
-        fds = () if notify_fd < 0 else (notify_fd,)
+        fds = (*join_fds, *(() if notify_fd < 0 else (notify_fd,)))
+        if join_fds and "join" not in self.features:
+            raise SpawnError("join", _NO_JOIN, errno.EOPNOTSUPP)
         known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
         is_required = known.pop("requires_security", False)
         if "security" in self.features:
@@ -162,6 +170,8 @@ class Keeper:
         """
         if "enter" not in self.features:
             raise SpawnError("refused", _NO_ENTER, errno.EOPNOTSUPP)
+        if "joins" in spec and "join" not in self.features:
+            raise SpawnError("join", _NO_JOIN, errno.EOPNOTSUPP)
         await self._send_filters(spec.get("filters", ()))
         entry = self._entries[spec["id"]] = Entry(spec["id"])
         try:

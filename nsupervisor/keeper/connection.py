@@ -20,7 +20,11 @@ class KeeperConnection(Protocol):
     filter_program: Callable[[str], bytes]
 
     async def spawn(
-        self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = ..., notify_fd: int = -1
+        self,
+        spec: Mapping[str, Any],
+        while_waiting: Callable[[], None] = ...,
+        notify_fd: int = -1,
+        join_fds: Sequence[int] = (),
     ) -> Spawned: ...
     async def enter(self, into: str, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry: ...
     async def adopt(

@@ -33,8 +33,9 @@ sends a seccomp filter (the key "program", base64) under a "name" for later spec
 in a "spec" the keys "filters" (names), "capability_bounding_set", "ambient_capabilities", "secure_bits" (bit masks),
 "oom_score_adjust", "io_priority" (as ioprio_set(2) takes it), "cpu_scheduling" (policy, priority), "timer_slack", and
 "sandbox" (setup/sandbox.py). With the feature "enter": that request, which starts the "spec" in the namespaces of the
-child "into". It is sent with its standard streams, which are a new terminal if "terminal" is true. "signal" takes its
-id, too.
+child "into". (With the feature "join": in a "spec" the key "joins", by kind the namespaces to join. Their descriptors
+are sent with "spawn", before the notify socket.) "enter" is sent with its standard streams, which are a new terminal if
+"terminal" is true. "signal" takes its id, too.
 """
 
 from __future__ import annotations

@@ -103,7 +103,11 @@ class ReconnectingKeeper:
         self._connected.set()
 
     async def spawn(
-        self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = lambda: None, notify: int = -1
+        self,
+        spec: Mapping[str, Any],
+        while_waiting: Callable[[], None] = lambda: None,
+        notify: int = -1,
+        join_fds: Sequence[int] = (),
     ) -> Spawned:
         """Call `Keeper.spawn`.
 
@@ -112,7 +116,7 @@ class ReconnectingKeeper:
         """
         keeper = await self._current()
         try:
-            return await keeper.spawn(spec, while_waiting, notify)
+            return await keeper.spawn(spec, while_waiting, notify, join_fds)
         except KeeperLost:
             await self._reconnected_after(keeper)
             child = self._unclaimed.pop(spec["id"], None)

@@ -32,6 +32,9 @@ NAMESPACES: dict[str, Namespace] = {
     )
 }
 
+JOINABLE = ("network", "uts", "ipc")
+"""The namespaces that a program can join."""
+
 CLONE_NEWUSER = NAMESPACES["user"].flag
 CLONE_NEWCGROUP = NAMESPACES["cgroup"].flag
 CLONE_NEWTIME = NAMESPACES["time"].flag

@@ -65,6 +65,13 @@ class ProcessEntry:
         self.is_zombie = is_zombie
 
 
+def pid_of(pidfd: int) -> int | None:
+    """Return the pid of the process behind a pidfd; None if it has been reaped, or is not visible here."""
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        pid = next((int(line.split()[1]) for line in file if line.startswith("Pid:")), -1)
+    return pid if pid > 0 else None
+
+
 def process_table() -> dict[int, ProcessEntry]:
     """Return the processes that /proc shows. Those that start or end meanwhile may be missing."""
     table = {}

@@ -64,6 +64,8 @@ class ServiceContext:
     measures: Measures = attrs.field(factory=Measures)
     listeners: set[TransitionListener] = attrs.field(factory=set)
     group_listeners: set[GroupListener] = attrs.field(factory=set)
+    find_pidfd: Callable[[str], int] = lambda name: -1
+    """Returns the pidfd of the program that an instance runs, which stays its own; -1: none."""
     probe_slots: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_PROBES))
     """One for each probe that is on its way."""
     warnings_logged: set[str] = attrs.field(factory=set)

@@ -531,6 +531,7 @@ async def _supervise(
             tails=platform.tails,
             has_records_file=platform.records_file is not None,
             own_streams=platform.own_streams,
+            find_pidfd=lambda name: actors[name].program.pidfd if name in actors else -1,
         )
         context.measures.start(keeper)
         captures.start_soon(reap_orphans, lambda: keeper.pid)

@@ -213,7 +213,7 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ('requires = ["web"]', "closes a cycle, so that none of them could start: web → web; remove one of these"),
         ('requires = ["web@1"]', "is not a name"),
         ("[workload.web.namespaces]\nnetwork = 'pasta'", "is not available yet in this version; write true"),
-        ("[workload.web.namespaces]\nnetwork = 'yes'", "is not a truth value"),
+        ("[workload.web.namespaces]\nnetwork = 'yes'", "is not a namespace; write true"),
         ("[workload.web.namespaces]\nuts = false\nhostname = 'a'", "needs a uts namespace of its own"),
         ("[workload.web.namespaces]\nhostname = 'a_b'", "is not a host name"),
         ("[workload.web.namespaces]\ntime_offsets = { monotonic = 1 }", "needs a time namespace of its own"),

@@ -5,8 +5,9 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -58,9 +59,9 @@ class Harness:
             self._news.set()
             self._news = trio.Event()
 
-    async def spawn(self, *argv: str, **spec: object) -> Spawned:
+    async def spawn(self, *argv: str, join_fds: Sequence[int] = (), **spec: object) -> Spawned:
         given = {"id": f"test#{next(_numbers)}", "argv": list(argv), "env": {"PATH": PATH}, "cwd": "/", **spec}
-        spawned = await self.keeper.spawn(given)
+        spawned = await self.keeper.spawn(given, join_fds=join_fds)
         self.alive[spawned.id] = spawned
         return spawned
 
@@ -78,7 +79,7 @@ class Harness:
         await self._until(lambda: spawned.id in self.ends)
         return self.ends[spawned.id]
 
-    async def run(self, *argv: str, **spec: object) -> Result:
+    async def run(self, *argv: str, **spec: Any) -> Result:
         """From spawn to the acknowledgement of the end."""
         return await self.finish(await self.spawn(*argv, **spec))
 

@@ -330,7 +330,11 @@ class Connection:
     # ---- requests
 
     async def spawn(
-        self, spec: Mapping[str, Any], while_waiting: Callable[[], None] = lambda: None, notify_fd: int = -1
+        self,
+        spec: Mapping[str, Any],
+        while_waiting: Callable[[], None] = lambda: None,
+        notify_fd: int = -1,
+        join_fds: Sequence[int] = (),
     ) -> Spawned:
         notify = self._life.fds[notify_fd] if notify_fd >= 0 else None
         spawned: Spawned = await self._call("spawn", lambda: self._keeper.spawn(spec, notify), while_waiting)

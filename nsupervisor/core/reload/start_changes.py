@@ -54,12 +54,12 @@ START_CHANGES = (
     StartChange(
         1,
         "/dev/shm and /dev/mqueue are its own; programs that share memory need namespaces = { ipc = false }",  # noqa: S108
-        lambda workload: workload.namespaces.ipc and workload.namespaces.mount,
+        lambda workload: workload.namespaces.ipc is True and workload.namespaces.mount,
     ),
     StartChange(
         1,
         "/sys is a read-only view of its own network namespace",
-        lambda workload: workload.namespaces.network and workload.namespaces.mount,
+        lambda workload: workload.namespaces.network is True and workload.namespaces.mount,
     ),
     StartChange(
         1,

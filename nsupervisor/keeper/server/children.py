@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+from functools import partial
 
 from nsupervisor.keeper.protocol import received_fds
 from nsupervisor.keeper.server.zygote import Kind, Zygote, wait_standby
@@ -337,7 +338,7 @@ def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
     try:
         pid, pidfd = syscalls.clone3(flags & ~LATE_NAMESPACES, cgroup)
         if pid == 0:
-            setup.run(spec, fds.enter_child)
+            setup.run(spec, partial(fds.enter_child, spec.join_fds))
     except OSError:
         fds.close_keeper_ends()
         raise

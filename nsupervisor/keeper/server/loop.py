@@ -54,7 +54,7 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("batch", "cover", "enter", "listen", "process-tree", "protect", "security")
+FEATURES = ("batch", "cover", "enter", "join", "listen", "process-tree", "protect", "security")
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
 _STDIO_FDS = 3
@@ -412,13 +412,16 @@ class Keeper:
         spec = Spec(message.get("spec"), self.filters)
         if spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use; its end has not been acknowledged")
+        if len(fds) < len(spec.joins):
+            raise SpecError(f"joins: {len(spec.joins)} descriptors are wanted, not {len(fds)}")
+        spec.join_fds = tuple(fds[: len(spec.joins)])
         self._end_lingering(spec.name)
         child = spawn(spec, self.zygote)
         self.children[child.id] = child
         self.processes[child.pid] = child
         assert child.report is not None
         self._watch(child.report.fileno(), lambda: self._on_report(child))
-        if fds:
+        if len(fds) > len(spec.joins):
             child.notify = fds.pop()
         if child.refill_kind is not None and self.zygote.is_urgent:
             self.pending_refills.add(child.refill_kind)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import socket
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 REPORT_FD, STARTED_FD, STDOUT_FD, STDERR_FD, EXITS_FD = 3, 4, 5, 6, 7
 """Descriptor numbers in a child: the set-up's socket to the keeper, the init's own socket during its start, the log
 pipes, and the single socket on which all inits report exit statuses. The keeper leaves these numbers free. `clone.c`
@@ -57,13 +61,17 @@ class Descriptors:
             except PermissionError:  # without CAP_CHOWN; the mode is enough to write
                 pass
 
-    def enter_child(self) -> None:
-        """Move the child's ends to their fixed numbers, and close everything else. Called in the child."""
+    def enter_child(self, kept: Sequence[int] = ()) -> None:
+        """Move the child's ends to their fixed numbers, and close everything else but `kept`. Called in the child."""
         for number, fd in self.child_fds.items():
             os.dup2(fd, number, inheritable=False)
         if STARTED_FD not in self.child_fds:
             os.close(STARTED_FD)
-        os.closerange(EXITS_FD, 0x7FFF_FFFF)
+        first = EXITS_FD
+        for fd in sorted(kept):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, 0x7FFF_FFFF)
 
     def close_child_ends(self) -> None:
         """Close the child's ends in the keeper, when the child has them."""

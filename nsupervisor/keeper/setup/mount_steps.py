@@ -61,7 +61,12 @@ def mount_ipc(spec: Spec) -> None:
     Shared memory is a tmpfs, so the kernel itself does not separate it. It ends with the last process here, so that
     nothing of a killed program stays. A directory that the host lacks is not needed here either.
     """
-    if not {"ipc", "mount"} <= spec.namespaces or (spec.sandbox is not None and spec.sandbox[0] is not None):
+    if {"ipc", "mount"} <= spec.namespaces:
+        _mount_ipc(spec)
+
+
+def _mount_ipc(spec: Spec) -> None:
+    if spec.sandbox is not None and spec.sandbox[0] is not None:  # its devices have these
         return
     for path, fstype, flags, data in ipc_mounts(file_creator_ids(spec)):
         try:
@@ -88,7 +93,25 @@ def mount_sys(spec: Spec) -> None:
     The cgroup file systems stay where they are: runtimes look up their limits there. Other file systems below /sys are
     not shown.
     """
-    if not {"network", "mount"} <= spec.namespaces or not os.path.exists("/sys/class/net"):
+    if {"network", "mount"} <= spec.namespaces:
+        _mount_sys()
+
+
+def mount_joined(spec: Spec) -> None:
+    """Mount the file systems of the namespaces that this process has just joined, as those of new ones.
+
+    POSIX shared memory is a file system of each mount namespace, so that of a joined IPC namespace is empty.
+    """
+    if "mount" not in spec.namespaces:
+        return
+    if "network" in spec.joins:
+        _mount_sys()
+    if "ipc" in spec.joins:
+        _mount_ipc(spec)
+
+
+def _mount_sys() -> None:
+    if not os.path.exists("/sys/class/net"):
         return
     try:
         tree = mounts.open_tree(CGROUPS, recursive=True)

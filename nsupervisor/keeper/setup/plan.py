@@ -23,7 +23,7 @@ from nsupervisor.keeper import native
 from nsupervisor.keeper.setup import cover, handover, landlock, mount_steps, privileges, sandbox, scheduling, steps
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, StepError, begin_failure
 from nsupervisor.linux import mounts, syscalls
-from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
+from nsupervisor.linux.namespaces import CLONE_NEWCGROUP, CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES, clone_flags
 from nsupervisor.linux.process_titles import INIT_TITLE
 
 TYPE_CHECKING = False
@@ -182,14 +182,15 @@ def _error_masks(numbers: Sequence[int]) -> tuple[int, int]:
 def is_possible(spec: Spec) -> bool:
     """Return whether a plan can do the set-up of a program with an init.
 
-    Mounts depend on what is there when they are made. The standby of a user namespace cannot execute a program before
-    its maps are written, as it would lose its capabilities (capabilities(7)).
+    Mounts depend on what is there when they are made, and a namespace to join on another program. The standby of a user
+    namespace cannot execute a program before its maps are written, as it would lose its capabilities (capabilities(7)).
     """
     shown = spec.cover[1] if spec.cover else ()
     if (
         spec.mounts
         or spec.root is not None
         or spec.credentials
+        or spec.joins
         or spec.flags & CLONE_NEWUSER
         or len(shown) > _MAX_SHOWN
     ):
@@ -374,7 +375,7 @@ def pack_entry(spec: Spec, has_cgroup: bool, has_terminal: bool) -> bytes:
     _forbid_dump(plan)
     _join_cgroups(plan, spec)
     _set_resources(plan, spec)
-    if flags := spec.flags & ~CLONE_NEWCGROUP:
+    if flags := (spec.flags | clone_flags({*spec.joins})) & ~CLONE_NEWCGROUP:
         plan.begin_step(begin_failure("enter", "enter its namespaces", _ENTRY_REASONS))
         plan.call("setns", 0, flags, use=sandbox.TREE)
     # Born in the cgroup and the PID namespace. After setns(2), which a process with foreign memory may not call for

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from nsupervisor.keeper.setup import landlock, sandbox
 from nsupervisor.keeper.setup.descriptors import REPORT_FD
 from nsupervisor.linux.mounts import Mount
-from nsupervisor.linux.namespaces import NAMESPACES, clone_flags
+from nsupervisor.linux.namespaces import JOINABLE, NAMESPACES, clone_flags
 from nsupervisor.linux.process_titles import tree_title
 
 TYPE_CHECKING = False
@@ -61,6 +61,8 @@ class Spec:
         "hostname",
         "id",
         "io_priority",
+        "join_fds",
+        "joins",
         "landlock",
         "mounts",
         "name",
@@ -108,6 +110,9 @@ class Spec:
         self.cwd: str = pop("cwd", _absolute_path)
         self.namespaces: frozenset[str] = pop("namespaces", _namespaces, frozenset())
         self.flags: int = clone_flags(self.namespaces)
+        # The kinds of namespaces to join; their descriptors come with the specification and are set in the child.
+        self.joins: tuple[str, ...] = pop("joins", _joins, ())
+        self.join_fds: tuple[int, ...] = ()
         self.hostname: str | None = pop("hostname", _nonempty_text, None)
         self.uid_mappings: list[tuple[int, int, int]] = pop("uid_mappings", _mappings, [])
         self.gid_mappings: list[tuple[int, int, int]] = pop("gid_mappings", _mappings, [])
@@ -165,6 +170,10 @@ class Spec:
         ):
             if value and namespace not in self.namespaces:
                 raise SpecError(f"{key} needs a new {namespace} namespace")
+        if taken := self.namespaces & {*self.joins}:
+            raise SpecError(f"joins: {', '.join(sorted(taken))} cannot be both new and joined")
+        if self.joins and "user" in self.namespaces:
+            raise SpecError("joins: not possible in a new user namespace")
         if self.credentials and self.cover is None:
             raise SpecError("credentials need a cover, in which the program sees them")
 
@@ -306,6 +315,14 @@ def _namespaces(value: Any) -> frozenset[str]:
     names = frozenset(_nonempty_text(name) for name in _list(value))
     if names - NAMESPACES.keys():
         raise ValueError(f"no namespace is called {', '.join(sorted(names - NAMESPACES.keys()))}")
+    return names
+
+
+def _joins(value: Any) -> tuple[str, ...]:
+    """Return the kinds of namespaces to join, the keys of an object; its values are for people."""
+    names = tuple(_dict(value))
+    if other := set(names) - set(JOINABLE):
+        raise ValueError(f"no namespace to join is called {', '.join(sorted(other))}; there are {', '.join(JOINABLE)}")
     return names
 
 

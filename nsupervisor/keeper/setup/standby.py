@@ -28,7 +28,7 @@ from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, StepError
 from nsupervisor.keeper.setup.spec import Spec
 from nsupervisor.linux import syscalls
-from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, NAMESPACES
+from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, JOINABLE, NAMESPACES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _HEADER = struct.Struct("??")  # of the message with the program: has it a cgroup; has it a memfd in place of the rest
-_MAX_FDS = 2
+_MAX_FDS = 2 + len(JOINABLE)
 _RECEIVE_SIZES = (_HEADER.size + handover.MAX_BYTES, socket.CMSG_SPACE(_MAX_FDS * 4))
 
 STANDBY = b"standby"
@@ -61,15 +61,17 @@ _USER_ADVANCE_STEPS = (setup.new_session_keyring,)
 def send_program(report: socket.socket, spec: Spec, cgroup: int) -> None:
     """Send a waiting standby its program. `cgroup` is a directory's descriptor, or -1.
 
-    Raises OSError, for instance BrokenPipeError if the standby has been killed.
+    The descriptors of namespaces to join follow it. Raises OSError, for instance BrokenPipeError if the standby has
+    been killed.
     """
     packed = spec.pack()
     is_in_file = len(packed) > handover.MAX_BYTES
     header = _HEADER.pack(cgroup >= 0, is_in_file)
+    descriptors = (cgroup, *spec.join_fds)
     if is_in_file:
-        handover.send(report, header, (cgroup,), packed)
+        handover.send(report, header, descriptors, packed)
     else:
-        handover.send(report, header + packed, (cgroup,))
+        handover.send(report, header + packed, descriptors)
 
 
 # ---- in the zygote
@@ -143,8 +145,10 @@ def _run_to_exec(setup_run: setup.SetupRun, flags: int, clones: native.Clones, i
         hint = CGROUP_HINTS.get(number, "")
         text = f"cannot start the program's process: {os.strerror(number)}{f' ({hint})' if hint else ''}"
         raise StepError(text, number)
+    spec.join_fds = tuple(fds[has_cgroup : has_cgroup + len(spec.joins)])  # `join_namespaces` closes them
     for fd in fds:
-        os.close(fd)
+        if fd not in spec.join_fds:
+            os.close(fd)
     os.setsid()
     setup_run.run_steps(setup.STEPS, spec, done)
     setup_run.step = "execute"

@@ -6,7 +6,8 @@ that process is the init, and forks at once (see zygote.py). Its child, in the s
 1. `new_session_keyring`, as the keeper's user, to whose quota the keyring counts.
 2. `NAMESPACE_STEPS`, with the keeper's privileges: cgroups of v1 hierarchies (the init joins none, so the workload is
    not charged for it there); the ids in a user namespace; the cgroup namespace (created only now, so that its root is
-   the cgroup just joined); mounts, of which some belong to other new namespaces; host name; clocks; loopback.
+   the cgroup just joined); mounts, of which some belong to other new namespaces; namespaces to join; host name;
+   clocks; loopback.
 3. The rest of `STEPS`, which drop the privileges. The process enters the working directory as the program's user, so a
    directory that this user may not enter is an error.
 4. `execute`.
@@ -34,6 +35,7 @@ from nsupervisor.keeper.setup.mount_steps import (
     hold_shown_directories,
     mount_all,
     mount_ipc,
+    mount_joined,
     mount_proc,
     mount_sys,
     protect_paths,
@@ -175,6 +177,20 @@ def bring_up_loopback(spec: Spec) -> None:
             raise step_error("bring up the loopback interface", error) from None
 
 
+def join_namespaces(spec: Spec) -> None:
+    """Enter the namespaces whose descriptors came with the specification, setns(2)."""
+    for kind, fd in zip(spec.joins, spec.join_fds, strict=True):
+        try:
+            syscalls.setns(fd, namespaces.NAMESPACES[kind].flag)
+            os.close(fd)
+        except OSError as error:
+            raise step_error(f"join the {kind} namespace", error, _JOIN_HINTS.get(error.errno or 0, "")) from None
+    if spec.joins:
+        mount_joined(spec)
+
+
+_JOIN_HINTS = {errno.EPERM: "it needs CAP_SYS_ADMIN, here and in the user namespace that owns it"}
+
 NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
     join_cgroups,
     hold_shown_directories,
@@ -184,6 +200,7 @@ NAMESPACE_STEPS: tuple[Callable[[Spec], None], ...] = (
     mount_proc,
     mount_ipc,
     mount_sys,
+    join_namespaces,
     protect_paths,
     enter_root,
     mount_all,
@@ -357,6 +374,7 @@ STEP_NAMES: dict[Callable[[Spec], None], str] = {
     mount_proc: "mount_proc",
     mount_ipc: "mount_ipc",
     mount_sys: "mount_sys",
+    join_namespaces: "join_namespaces",
     protect_paths: "protect_paths",
     enter_root: "enter_root",
     mount_all: "mount_all",

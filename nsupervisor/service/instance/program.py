@@ -21,6 +21,7 @@ from nsupervisor.keeper.messages import Child, KeeperLost, Spawned
 from nsupervisor.logs import call_in_thread
 from nsupervisor.notify_socket import socket_path
 from nsupervisor.service.context import ServiceContext
+from nsupervisor.service.instance.joined_namespaces import open_joined
 from nsupervisor.service.instance.readiness import NotificationReader, host_owner
 from nsupervisor.service.instance.spawn_spec import (
     cover,
@@ -124,15 +125,18 @@ class Program:
             self.context.kernel.make_overlay_directory(spec)
         # It is no part of what the workload is configured to be started with, so the digest does not have it.
         debug = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
+        join_fds = await open_joined(spec.get("joins", {}), self.context)
         self.is_being_set_up = True
         try:
-            spawned = await self.context.keeper.spawn({**spec, **debug}, while_spawning, self._notify_fd)
+            spawned = await self.context.keeper.spawn({**spec, **debug}, while_spawning, self._notify_fd, join_fds)
         except KeeperLost:
             cgroup.search()
             raise
         except Exception:  # there is no process; after KeeperLost there may be one
             self.is_being_set_up = False
             raise
+        finally:
+            self.close(*join_fds)
         cgroup.track(spawned.pid)
         self.forget_process()
         self.pid, self.watchdog_sec, self.is_outdated = spawned.pid, watchdog_sec, False

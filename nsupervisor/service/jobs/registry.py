@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nsupervisor.core.dependencies import restarted_with, start_dependencies, started_along, stopped_with
+from nsupervisor.core.dependencies import bound_to, restarted_with, start_dependencies, started_along, stopped_with
 from nsupervisor.service.instance.actor import Actor
 
 
@@ -82,7 +82,7 @@ class Registry(dict[str, Actor]):
             for index, related in (
                 (self._stopped_with, stopped_with(actor.workload)),
                 (self._restarted_with, restarted_with(actor.workload)),
-                (self._bound_to, dict.fromkeys(actor.workload.binds_to)),
+                (self._bound_to, dict.fromkeys(bound_to(actor.workload))),
                 (self._upholders, dict.fromkeys(actor.workload.upholds)),
             ):
                 for name in related:

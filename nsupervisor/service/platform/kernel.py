@@ -22,7 +22,7 @@ from nsupervisor.config.files import find_included, reread_text
 from nsupervisor.config.probes import ProbeConfig
 from nsupervisor.core.probes import ProbeResult
 from nsupervisor.core.start_conditions import StartCondition
-from nsupervisor.linux import processes
+from nsupervisor.linux import joining, processes
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
@@ -92,6 +92,10 @@ class Kernel:
     """Removes the runtime directories among those of a program. Raises OSError."""
     make_overlay_directory: Callable[[Mapping[str, Any]], None] = make_overlay_directory
     """Makes the directory of the upper layer of a specification's root. Raises OSError."""
+    open_namespace_of: Callable[[int, str], int] = joining.open_of_process
+    """Opens the namespace of a kind of the process behind a pidfd, to join it. Raises OSError."""
+    open_namespace_file: Callable[[str, str], int] = joining.open_file
+    """Opens the namespace behind a file, which must be of this kind; called in a thread. Raises OSError."""
     isolate: Isolate = isolate
     """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
     instance_of: Callable[[int], str] | None = None

@@ -33,7 +33,13 @@ def _has_ids(own: Privileges, ids: range) -> bool:
 def missing_privileges(workload: WorkloadConfig, own: Privileges) -> Iterator[tuple[str, str]]:
     """Yield each key of the workload that needs a missing privilege, with the problem and what to do instead."""
     user = _user(own)
-    spaces = [name for name in NAMESPACES if name != "user" and getattr(workload.namespaces, name)]
+    spaces = [name for name in NAMESPACES if name != "user" and getattr(workload.namespaces, name) is True]
+    for kind in workload.namespaces.joined if not own.has(SYS_ADMIN) else ():
+        yield (
+            f"namespaces.{kind}",
+            f"to join a namespace needs CAP_SYS_ADMIN, which {user} does not have here; write a namespace of its own "
+            "(true), or run as root with that capability",
+        )
     # A user namespace gives the privilege for all others (user_namespaces(7)).
     if spaces and not workload.namespaces.user and not own.has(SYS_ADMIN):
         yield (
