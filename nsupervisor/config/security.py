@@ -27,8 +27,8 @@ DYNAMIC_USER_KEYS: dict[str, Any] = {
     "protect_home": "read-only",
     "private_tmp": True,
 }
-"""The keys that `dynamic_user` sets, as systemd's DynamicUser= does: no file may outlive the program with its user as the owner,
-but in its own directories, as another program may have the number later."""
+"""The keys that `dynamic_user` sets, as systemd's DynamicUser= does: no file of its user may outlive the program but in
+its own directories, as another program may have the number later."""
 STRONGER: dict[str, tuple[Any, ...]] = {"protect_home": (True, "tmpfs")}
 """By key of `DYNAMIC_USER_KEYS`, further values that protect as much."""
 

@@ -35,9 +35,7 @@ async def test_it_has_a_number_of_its_own_that_it_keeps(tmp_path: Path) -> None:
     assert await run(tmp_path, "id -u") == [str(uid)]
     other = workload("id -u").replace("workload.w", "workload.v")
     async with service(tmp_path, workload("id -u") + other) as it:
-        await it.record(event="exited", workload="v")
-        await it.record(event="exited", workload="w")
-        found = {record["workload"]: int(record["message"]) for record in it.records if record["event"] == "output"}
+        found = {one: int((await it.record(event="output", workload=one))["message"]) for one in ("v", "w")}
     assert found["w"] == uid
     assert found["v"] in {*DYNAMIC_USERS} - {uid}
 
