@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 
 
 @contextmanager
-def _import_blocked(name: str) -> Iterator[None]:
-    """Make a package unavailable to imports within the block, unless it has been imported already."""
+def _import_instead(name: str, module: ModuleType | None) -> Iterator[None]:
+    """Have imports of a package within the block find this module, unless it has been imported already.
+
+    None: it is unavailable to them.
+    """
     was_imported = name in sys.modules
     if not was_imported:
-        sys.modules[name] = None  # type: ignore[assignment]
+        sys.modules[name] = module  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -21,8 +25,9 @@ def _import_blocked(name: str) -> Iterator[None]:
 
 
 # structlog imports rich if it is installed, for coloured tracebacks that are not used here: a tenth of everything that
-# must be imported before the first answer after a takeover, and 7 MB.
-with _import_blocked("rich"):
+# must be imported before the first answer after a takeover, and 7 MB. It uses asyncio in the coroutines of its loggers
+# only, which are not used here either.
+with _import_instead("rich", None), _import_instead("asyncio", ModuleType("asyncio")):
     import structlog
     from structlog import DropEvent
     from structlog.typing import EventDict, FilteringBoundLogger, Processor

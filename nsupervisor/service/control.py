@@ -38,7 +38,7 @@ from nsupervisor.service.observe.snapshots import read_snapshots
 from nsupervisor.service.observe.stats import usage_sample
 from nsupervisor.service.recovery.upgrade import Upgrade, UpgradeError
 from nsupervisor.service.reload.reload import Reloader
-from nsupervisor.service.timers.timers import Timers
+from nsupervisor.service.timers.optional import OptionalTimers
 
 EXECS_LIMIT = 256
 """The number of commands that may run in workloads at a time: each has some descriptors and buffers."""
@@ -53,7 +53,7 @@ class Supervisor:
 
     jobs: Jobs
     reloader: Reloader
-    timers: Timers
+    timers: OptionalTimers
     actors: Registry
     groups: Groups
     context: ServiceContext

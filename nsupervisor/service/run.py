@@ -92,7 +92,7 @@ from nsupervisor.service.state.digest import KEY_FILE, open_keyed_digest
 from nsupervisor.service.state.dynamic_users import DynamicUsers
 from nsupervisor.service.state.file import InstanceCheckpoint, SavedState, StateFile, read_state
 from nsupervisor.service.state.uid_ranges import UidRanges, default_state_directory
-from nsupervisor.service.timers.timers import Timers
+from nsupervisor.service.timers.optional import OptionalTimers
 from nsupervisor.terminal.numbers import format_count
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_CONFIGURATION, EXIT_NOT_PERMITTED = 0, 1, 2, 4
@@ -579,7 +579,7 @@ async def _supervise(
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 relations = Relations(jobs)
                 context.listeners.add(relations)
-                timers = Timers(jobs, context, nursery, config.supervisor.name)
+                timers = OptionalTimers(jobs, context, nursery, config.supervisor.name)
                 exposition = Exposition(journal, context.measures, keeper.pid, errors, timers.metrics)
                 reloader = Reloader(config, jobs, host, (tree, groups), context, nursery, relations, timers.configure)
                 followers = OutputFollowers(context.tails or Tails(directory / TAILS_DIRECTORY))

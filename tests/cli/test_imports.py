@@ -182,3 +182,20 @@ def test_the_client_is_standard_library_only():
     assert done.returncode == 0, done.stderr
     packages = {name.split(".")[0] for name in done.stdout.split()}
     assert packages - set(sys.stdlib_module_names) - {"nsupervisor", "__main__"} == set()
+
+
+RARE = {
+    *("http.client", "email", "calendar", "asyncio", "rich"),
+    *(f"nsupervisor.service.{name}" for name in ("timers.timers", "instance.probes", "instance.probe_command")),
+    *(f"nsupervisor.service.{name}" for name in ("instance.exec_session", "platform.probe_client")),
+    *(f"nsupervisor.core.timers.{name}" for name in ("timer", "schedule", "occurrences")),
+}
+"""What the service loads when a configuration has a timer, a probe or a webhook, or when a client executes a command.
+"""
+
+
+def test_the_service_loads_rare_features_when_they_are_used(arguments, tmp_path):
+    (config,) = arguments["check"]
+    loaded = modules("run", "--trial", config)
+    assert "nsupervisor.service.run" in loaded
+    assert loaded & RARE == set()

@@ -13,10 +13,12 @@ the exit: the kernel counts an OOM kill before it sends the SIGKILL, but the not
 the report of the exit, and a rule on the count must see it while its generation is still current.
 """
 
+from __future__ import annotations
+
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -35,7 +37,7 @@ from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import related, start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator
-from nsupervisor.core.lifecycle import Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
+from nsupervisor.core.lifecycle import PROBED, Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.core.security import settings, values
@@ -47,13 +49,11 @@ from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.decisions import Decisions
 from nsupervisor.service.instance.devices import device_rules
-from nsupervisor.service.instance.exec_session import ExecSession
 from nsupervisor.service.instance.exit_reports import ExitReports
 from nsupervisor.service.instance.limits import LimitWriter
 from nsupervisor.service.instance.log import InstanceLog
 from nsupervisor.service.instance.mailbox import Call, Mailbox, Message, RetrySpawn, RulesPending, Shutdown
 from nsupervisor.service.instance.output import Output
-from nsupervisor.service.instance.probes import Probes
 from nsupervisor.service.instance.program import Program
 from nsupervisor.service.instance.rule_actions import RuleActions
 from nsupervisor.service.instance.rule_observer import RuleObserver
@@ -64,6 +64,11 @@ from nsupervisor.service.instance.users import IdentityError
 from nsupervisor.service.platform.renewed_cover import has_credentials, is_uncovered, renew_cover
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
+
+if TYPE_CHECKING:
+    from nsupervisor.config.probes import ProbeKind
+    from nsupervisor.service.instance.exec_session import ExecSession
+    from nsupervisor.service.instance.probes import LatestResult, Probes
 
 CONDITION_TIMEOUT_S = 5.0
 """Seconds until conditions of a start must be known; a network file system may not answer."""
@@ -119,11 +124,12 @@ class Actor:
     output: Output = attrs.field(init=False)
     log: InstanceLog = attrs.field(init=False)
     exit_reports: ExitReports = attrs.field(init=False)
-    probes: Probes = attrs.field(init=False)
     mailbox: Mailbox = attrs.field(init=False, factory=Mailbox)
     is_spawning: bool = attrs.field(init=False, default=False)
     """Whether the keeper is being asked to start a generation."""
     _rule_actions: RuleActions = attrs.field(init=False)
+    _probes: Probes | None = attrs.field(init=False, default=None)
+    """None until it has a probe."""
     _changed: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
     _make_next_cgroup: MakeCgroup | None = attrs.field(init=False, default=None)
     """Makes the cgroup for its next generation; None if it keeps the present one."""
@@ -166,7 +172,6 @@ class Actor:
         self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, context)
         self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint)
-        self.probes = Probes(self.name, context, self.log, self.counters, self.post, self._exec_spec)
 
     @property
     def lifecycle(self) -> Lifecycle:
@@ -315,6 +320,8 @@ class Actor:
 
         Raises ExecRefused unless the program runs, with known settings.
         """
+        from nsupervisor.service.instance.exec_session import ExecSession  # few services execute commands
+
         lifecycle = self.lifecycle
         if lifecycle.state not in (State.RUNNING, State.READY):
             advice = _EXEC_ADVICE.get(lifecycle.state, "start it first")
@@ -409,7 +416,7 @@ class Actor:
             last_exit=self.last_exit,
             last_event=self.log.last_event,
             status_text=self.log.status_text(self.lifecycle.generation),
-            probes=self.probes.latest,
+            probes=self.probe_results,
             blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
         )
         return status.to_json(self.observer.read, trio.current_time())
@@ -833,7 +840,18 @@ class Actor:
     # ---- helpers
 
     def _update_probes(self) -> None:
-        self.probes.update(self.lifecycle, self.workload, self.program.pidfd)
+        if self._probes is None:
+            if not self.workload.probes and self.lifecycle.started_type != PROBED:
+                return
+            from nsupervisor.service.instance.probes import Probes  # few workloads have probes
+
+            self._probes = Probes(self.name, self.context, self.log, self.counters, self.post, self._exec_spec)
+        self._probes.update(self.lifecycle, self.workload, self.program.pidfd)
+
+    @property
+    def probe_results(self) -> Mapping[ProbeKind, LatestResult]:
+        """The latest results of the probes of the present generation."""
+        return self._probes.latest if self._probes is not None else {}
 
     @property
     def id(self) -> str:

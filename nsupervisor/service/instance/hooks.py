@@ -5,10 +5,8 @@ warning; nothing waits for a notification.
 """
 
 import errno
-import http.client
 import os
 import socket
-import ssl
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -104,6 +102,9 @@ async def post_record(url: str | Callable[[], str], record: Mapping[str, Any]) -
 
 
 def _post(source: str | Callable[[], str], body: bytes) -> str:
+    import http.client  # imported here because few configurations have webhooks: it loads the package email
+    import ssl
+
     try:
         url = source if isinstance(source, str) else source()
     except ValueError as error:

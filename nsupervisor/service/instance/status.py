@@ -1,7 +1,9 @@
 """The status of one instance, as `nsupervisor status` shows it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -12,7 +14,9 @@ from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import Limits
 from nsupervisor.core.states import State
 from nsupervisor.logs import Blockage
-from nsupervisor.service.instance.probes import LatestResult
+
+if TYPE_CHECKING:
+    from nsupervisor.service.instance.probes import LatestResult
 
 
 @attrs.frozen(kw_only=True)

@@ -61,10 +61,10 @@ def _read_instance(actor: Actor) -> InstanceSnapshot:
         probes={(kind, success): 0 for kind in actor.workload.probes for success in (True, False)} | counters.probes,
         probe_verdicts={
             kind: latest.state.verdict
-            for kind, latest in actor.probes.latest.items()
+            for kind, latest in actor.probe_results.items()
             if latest.state.verdict is not None
         },
-        probe_seconds={kind: latest.took_s for kind, latest in actor.probes.latest.items()},
+        probe_seconds={kind: latest.took_s for kind, latest in actor.probe_results.items()},
         output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
         dropped_lines={stream: volume.dropped_lines for stream, volume in counters.output.items()},
         limited_bytes={stream: volume.limited_bytes for stream, volume in counters.output.items()},

@@ -27,7 +27,6 @@ from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
-from nsupervisor.service.platform import probe_client
 from nsupervisor.service.platform.exec_streams import OpenExecStreams, open_exec_streams
 from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
@@ -59,6 +58,12 @@ OpenNotifySocket = Callable[[Path, tuple[int, int] | None, int], AbstractContext
 """Opens a notify socket: its path, its owner, and the descriptor of one that exists or -1. Raises OSError."""
 IsPartOf = Callable[[int, str, str], bool]
 """Whether a process is part of an instance, as `nsupervisor.cgroups.membership.is_part_of`."""
+
+
+async def _probe(config: ProbeConfig, pidfd: int) -> ProbeResult:
+    from nsupervisor.service.platform.probe_client import probe  # few configurations have probes
+
+    return await probe(config, pidfd)
 
 
 @attrs.frozen
@@ -100,7 +105,7 @@ class Kernel:
     """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
     instance_of: Callable[[int], str] | None = None
     """Returns the instance that a process is part of, or ""; None: the cgroup of the process says so."""
-    probe: Callable[[ProbeConfig, int], Awaitable[ProbeResult]] = probe_client.probe
+    probe: Callable[[ProbeConfig, int], Awaitable[ProbeResult]] = _probe
     """Sends a probe, in the network namespace of the process behind a pidfd, or for -1 in that of the service."""
     timers: TimerHost = attrs.field(factory=LinuxTimerHost)
     """The wall clock, time zones, and what is remembered of timers."""

@@ -26,7 +26,7 @@ from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
-from nsupervisor.core.timers.timer import RunMode, TimerState
+from nsupervisor.core.timers.state import RunMode, TimerState
 from nsupervisor.json_codec import encode_strict
 from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.wire_names import wire

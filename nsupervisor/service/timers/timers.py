@@ -30,6 +30,7 @@ from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Instant, exit_outcome
 from nsupervisor.core.states import DOWN_STATES, State
 from nsupervisor.core.timers.schedule import Schedule, make_schedule
+from nsupervisor.core.timers.state import RunMode, TimerState
 from nsupervisor.core.timers.timer import (
     Arm,
     Disarm,
@@ -37,12 +38,10 @@ from nsupervisor.core.timers.timer import (
     Ended,
     Reschedule,
     Run,
-    RunMode,
     Skip,
     Started,
     TimerInput,
     TimerInstant,
-    TimerState,
     WorkloadView,
     handle,
 )
@@ -107,10 +106,11 @@ class Timers:
     nursery: trio.Nursery
     service: str
     """The name of the service, as several may share the state directory."""
+    _began_at: float
+    """When the service started, by trio's clock."""
     _timers: dict[str, Timer] = attrs.field(init=False, factory=dict)
     _wall_heap: list[tuple[float, str]] = attrs.field(init=False, factory=list)
     _monotonic_heap: list[tuple[float, str]] = attrs.field(init=False, factory=list)
-    _began_at: float = attrs.field(init=False, factory=trio.current_time)
     _machine_id: str = attrs.field(init=False, default="")
     _has_task: bool = attrs.field(init=False, default=False)
     _is_takeover: bool = attrs.field(init=False, default=False)

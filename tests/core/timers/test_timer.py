@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nsupervisor.config.timers import TimerConfig
 from nsupervisor.core.timers.schedule import LATE_AFTER_S, Schedule, make_schedule, stable_fraction
+from nsupervisor.core.timers.state import TimerState
 from nsupervisor.core.timers.timer import (
     SET_BACK_S,
     Arm,
@@ -23,7 +24,6 @@ from nsupervisor.core.timers.timer import (
     TimerDecision,
     TimerInput,
     TimerInstant,
-    TimerState,
     WorkloadView,
     handle,
 )
