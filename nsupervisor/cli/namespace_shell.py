@@ -24,7 +24,7 @@ from nsupervisor.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any, NoReturn
 
 FAILED, USAGE, NOT_PERMITTED = 1, 2, 4
@@ -66,14 +66,19 @@ def run_in_namespaces(
             }
         )
     except SpecError as error:
-        return _print_error(str(error), USAGE)
+        return print_error(str(error), USAGE)
     try:
-        return _run(spec)
+        return run_spec(spec)
     except SpawnError as error:
-        return _print_error(str(error), NOT_PERMITTED if error.number in (errno.EPERM, errno.EACCES) else FAILED)
+        return print_error(str(error), NOT_PERMITTED if error.number in (errno.EPERM, errno.EACCES) else FAILED)
 
 
-def _run(spec: Spec) -> int:
+def run_spec(spec: Spec, is_confined: bool = False) -> int:
+    """Run a program on this terminal, from its start to its end; return the exit status for this command.
+
+    `is_confined`: with the limits, user, capabilities and working directory of the specification, too. Raises
+    SpawnError.
+    """
     try:
         executable = native.open_init() if spec.has_init else -1
     except OSError as error:
@@ -83,13 +88,17 @@ def _run(spec: Spec) -> int:
     # Blocked here until the end, to be forwarded; a terminal's request to stop has its usual effect.
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _JOB_CONTROL)
     old_sigchld = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # children of a process that ignores it have no status
+    cgroup = -1
     try:
-        pid, pidfd = syscalls.clone3(spec.flags & ~LATE_NAMESPACES)
+        if spec.cgroup is not None:
+            cgroup = os.open(spec.cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        pid, pidfd = syscalls.clone3(spec.flags & ~LATE_NAMESPACES, cgroup)
     except OSError as error:
         raise clone_error(spec, error) from None
     if pid == 0:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        _child(spec, child_end.fileno(), exits_end, executable, old_mask, old_sigchld is signal.SIG_IGN)
+        steps = setup.STEPS if is_confined else setup.NAMESPACE_STEPS
+        _child(spec, steps, child_end.fileno(), exits_end, executable, old_mask, old_sigchld is signal.SIG_IGN)
     child_end.close()
     os.close(exits_end)
     with report:
@@ -113,7 +122,13 @@ def _run(spec: Spec) -> int:
 
 
 def _child(
-    spec: Spec, report: int, exits: int, executable: int, mask: Iterable[int], is_sigchld_ignored: bool
+    spec: Spec,
+    steps: Sequence[Callable[[Spec], None]],
+    report: int,
+    exits: int,
+    executable: int,
+    mask: Iterable[int],
+    is_sigchld_ignored: bool,
 ) -> NoReturn:
     step = "prepare"
     try:
@@ -127,6 +142,10 @@ def _child(
             if os.fork() != 0:
                 _become_init(executable, exits, order_reader)
             order = native.order(os.getpid(), "nsupervisor: init shell", signal=signal.SIGTERM, grace_ms=_GRACE_MS)
+        for function in steps:
+            if function not in setup.NAMESPACE_STEPS:
+                step = setup.STEP_NAMES[function]
+                function(spec)
         # Restore what the interpreter and this command have changed for themselves.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -203,11 +222,12 @@ def _reclaim_terminal(fd: int, group: int) -> None:
 def _print_failure(failure: dict[str, Any]) -> int:
     if failure["step"] == "execute":
         missing = failure["errno"] == errno.ENOENT
-        return _print_error(failure["message"], setup.EXIT_NOT_FOUND if missing else setup.EXIT_NOT_EXECUTABLE)
+        return print_error(failure["message"], setup.EXIT_NOT_FOUND if missing else setup.EXIT_NOT_EXECUTABLE)
     forbidden = failure["errno"] in (errno.EPERM, errno.EACCES)
-    return _print_error(failure["message"], NOT_PERMITTED if forbidden else FAILED)
+    return print_error(failure["message"], NOT_PERMITTED if forbidden else FAILED)
 
 
-def _print_error(message: str, code: int) -> int:
+def print_error(message: str, code: int) -> int:
+    """Print a message on standard error; return the exit status `code`."""
     print(f"nsupervisor shell: {message}", file=sys.stderr)
     return code

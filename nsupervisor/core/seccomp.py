@@ -81,6 +81,13 @@ class Filter(NamedTuple):
     unknown: Action | None = None
 
 
+TERMINAL_FILTER = Filter(
+    ALLOW, tuple(Rule(errno.EPERM, "ioctl", (Condition(1, "&", _INT, request),)) for request in (0x5412, 0x541C))
+)
+"""Refuses to put input into a terminal, TIOCSTI and TIOCLINUX (ioctl_tty(2)): for a program on a terminal that a shell
+outside reads, too. Only the lower 32 bits count, as the kernel ignores the others."""
+
+
 def filters(values: Mapping[str, Any], oci: Filter | None = None) -> tuple[Filter, ...]:
     """Return the filters for the values of the table `security`, in the order in which they are to be installed.
 
