@@ -3,11 +3,12 @@
 import fcntl
 import os
 import socket as stdlib_socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import trio
@@ -19,8 +20,40 @@ BACKLOG_LIMIT = 1000
 DIRECTORY = "notify"
 """In the runtime directory."""
 SOCKET = "socket"
+_UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
+_FD = struct.Struct("i")
 SIOCUNIXFILE = 0x89E0
 """Opens the file of a bound socket, with O_PATH: include/uapi/linux/un.h."""
+
+
+ANCILLARY_BYTES = stdlib_socket.CMSG_SPACE(_UCRED.size) + stdlib_socket.CMSG_SPACE(_FD.size)
+"""The size of the credentials of a sender and one descriptor, or two; the kernel closes further ones, unix(7)."""
+Ancillary = list[tuple[int, int, bytes]]
+
+
+class Datagram(NamedTuple):
+    """One message as it was sent, with its descriptors, which belong to the caller that takes it."""
+
+    data: bytes
+    fds: tuple[int, ...] = ()
+
+
+def sender_of(ancillary: Ancillary) -> int:
+    """Return the pid of the sender of a datagram; 0 if it is not known."""
+    for level, kind, data in ancillary:
+        if level == stdlib_socket.SOL_SOCKET and kind == stdlib_socket.SCM_CREDENTIALS:
+            return int(_UCRED.unpack_from(data)[0])
+    return 0
+
+
+def descriptors_in(ancillary: Ancillary) -> tuple[int, ...]:
+    """Return the descriptors that came with a datagram."""
+    return tuple(
+        fd
+        for level, kind, data in ancillary
+        if level == stdlib_socket.SOL_SOCKET and kind == stdlib_socket.SCM_RIGHTS
+        for (fd,) in _FD.iter_unpack(data[: len(data) - len(data) % _FD.size])
+    )
 
 
 @attrs.define(eq=False)
@@ -31,7 +64,7 @@ class NotifySocket:
     socket: trio.socket.SocketType
     receive_now: Callable[[int, int], tuple[bytes, list[tuple[int, int, bytes]], int, Any]]
     """`recvmsg` of the same socket without waiting. Raises BlockingIOError if no message waits."""
-    backlog: deque[bytes] = attrs.field(factory=deque)
+    backlog: deque[Datagram] = attrs.field(factory=deque)
 
 
 def socket_path(directory: Path, id_: str, token: str, again: bool = False) -> Path:
@@ -51,7 +84,7 @@ def notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> It
     `fd`: the socket itself, if an earlier supervisor has made it; it belongs to this function from now on, and stays
     where it is, unless it was removed from there: then there is a new one. Raises OSError.
     """
-    backlog: deque[bytes] = deque()
+    backlog: deque[Datagram] = deque()
     if fd >= 0:
         ours = stdlib_socket.socket(fileno=fd)
         path = Path(os.fsdecode(ours.getsockname()))
@@ -96,9 +129,11 @@ def _removed_from(sock: stdlib_socket.socket, path: Path) -> tuple[bool, tuple[i
     return not status.st_nlink, (status.st_uid, status.st_gid)
 
 
-def _waiting(sock: stdlib_socket.socket) -> deque[bytes]:
-    found: deque[bytes] = deque()
+def _waiting(sock: stdlib_socket.socket) -> deque[Datagram]:
+    found: deque[Datagram] = deque()
+    flags = stdlib_socket.MSG_DONTWAIT | stdlib_socket.MSG_CMSG_CLOEXEC
     with suppress(BlockingIOError):
         while len(found) < BACKLOG_LIMIT:
-            found.append(sock.recv(MAX_DATAGRAM_BYTES, stdlib_socket.MSG_DONTWAIT))
+            data, ancillary, _, _ = sock.recvmsg(MAX_DATAGRAM_BYTES, ANCILLARY_BYTES, flags)
+            found.append(Datagram(data, descriptors_in(ancillary)))
     return found

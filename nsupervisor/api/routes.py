@@ -17,6 +17,7 @@ VERBS: Mapping[str, str] = {
     "restart": "stop it and start it again",
     "kill": "send SIGKILL to all its processes; its restart policy then decides",
     "signal": "send its program a signal",
+    "reload": "have its program read its own configuration again, and wait until it has if it reports that",
     "freeze": "suspend its processes (cgroup.freeze)",
     "thaw": "let its processes continue",
     "set": "change its (or a group's) limits, until the supervisor ends (persist: for good); all of them, or none",
@@ -247,6 +248,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         ),
         root=_value_schema("string", "The path of its root file system; empty: it has that of the host."),
         state=_value_schema("string", "The state of its lifecycle.", enum=list(STATES)),
+        phase=_value_schema("string", 'What is done with it in this state, "reloading" for example; or empty.'),
         reason=_value_schema("string", "Why it is in this state, in words."),
         pid=_value_schema("integer?", "The program's process, as the host numbers it."),
         generation=_value_schema("integer", "How many times it has been started.", minimum=0),
@@ -267,6 +269,9 @@ SCHEMAS: dict[str, dict[str, Any]] = {
             },
         ),
         status_text=_value_schema("string", "What the program has last reported with STATUS=, sd_notify(3); or empty."),
+        error_text=_value_schema(
+            "string", "The error that the program has last reported with ERRNO= or BUSERROR=, sd_notify(3); or empty."
+        ),
         probes={
             "description": "What is known, by probe (startup, readiness, liveness); without those that have not run.",
             "type": "object",

@@ -27,7 +27,7 @@ def group_episodes(records: Iterable[Record]) -> list[Episode]:
     latest: Episode | None = None
     for record in records:
         kind = record["event"]
-        if kind in ("status", "probe") or (kind == "timer" and record["do"] != "skip"):
+        if kind in ("status", "probe", "program reloaded") or (kind == "timer" and record["do"] != "skip"):
             continue  # the start that a timer begins, and the state that a probe changes, have records of their own
         if is_standalone(record):
             if grouped and current is not grouped[-1] and _is_repetition(grouped[-1][-1], record):
@@ -53,7 +53,8 @@ def is_standalone(record: Record) -> bool:
     """Return whether the record changes no state of the workload. How a program handles a signal is not known."""
     if record["event"] != "action":
         return record["event"] not in ("state", "exited", "not started", "started", "waiting")
-    return bool(record.get("dry_run")) or record["action"] in ("log", "exec", "set", "signal")
+    is_of_program = record["action"] == "reload" and "changes" not in record
+    return bool(record.get("dry_run")) or is_of_program or record["action"] in ("log", "exec", "set", "signal")
 
 
 def _begins_episode(record: Record, current: Episode) -> bool:

@@ -17,6 +17,7 @@ from nsupervisor.config.condition_terms import LIMIT_KEYS, NOT_FILES
 from nsupervisor.config.kinds import MAX_SOCKET_PATH
 from nsupervisor.config.limits import find_resource_conflicts
 from nsupervisor.config.model import (
+    NOTIFY_TYPES,
     Condition,
     Config,
     GroupConfig,
@@ -69,6 +70,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
         yield from _probe_conflicts(workload, path)
+        yield from _reload_conflicts(workload, path)
         for key, message in find_timer_conflicts(workload.timer, workload.type, len(workload.instance_ids)):
             yield Conflict((*path, "timer", key) if key else (*path, "timer"), message)
         yield from _namespace_conflicts(workload, path)
@@ -127,7 +129,7 @@ def _socket_length_conflicts(
 ) -> Iterator[Conflict]:
     """The sockets of some workloads are deeper in the runtime directory."""
     for key, is_needed, below in (
-        ("type", workload.type == "notify", NOTIFY_PATH),
+        ("type", workload.type in NOTIFY_TYPES, NOTIFY_PATH),
         ("watchdog_sec", bool(workload.watchdog_sec), NOTIFY_PATH),
         ("may_control", bool(workload.may_control), WORKLOADS_API_PATH),
     ):
@@ -393,6 +395,11 @@ def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conf
         yield Conflict((*path, "min_ready_sec"), text, ((*path, "type"),))
 
 
+def _reload_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    if workload.type == "oneshot" and workload.reload_signal is not None:
+        yield Conflict((*path, "reload_signal"), "is for programs that keep running; remove it", ((*path, "type"),))
+
+
 def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     for kind, probe in workload.probes.items():
         table = (*path, kind)
@@ -404,10 +411,10 @@ def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confli
             yield Conflict((*table, "success_threshold"), f"is 1 for {kind}: one success is enough; remove it")
         if workload.type == "oneshot":
             yield Conflict(table, "is for programs that keep running; remove it", ((*path, "type"),))
-        elif workload.type == "notify" and kind != "liveness":
+        elif workload.type in NOTIFY_TYPES and kind != "liveness":
             yield Conflict(
                 table,
-                'and type = "notify" both say when it is ready; remove one of them',
+                f'and type = "{workload.type}" both say when it is ready; remove one of them',
                 ((*path, "type"),),
             )
         if kind != "liveness" and probe.initial_delay_sec >= workload.timeout_start_sec:

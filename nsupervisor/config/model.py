@@ -30,6 +30,8 @@ from nsupervisor.config.variants import Differences, apply_differences
 from nsupervisor.wire_names import wire
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+DEFAULT_RELOAD_SIGNAL = 1
+"""SIGHUP, as in systemd.service(5), "ReloadSignal="."""
 DEFAULT_START_LIMIT = 5
 """`start_limit_burst` of a workload that is not always restarted."""
 Restart = Literal["no", "always", "on-success", "on-failure", "on-abnormal", "on-watchdog"]
@@ -42,7 +44,9 @@ Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest
 LogDestination = Literal["journal", "file", "both", "inherit", "none"]
 LogFileFormat = Literal["json", "raw"]
 FullPolicy = Literal["block", "drop"]
-WorkloadType = Literal["simple", "notify", "oneshot"]
+WorkloadType = Literal["simple", "notify", "notify-reload", "oneshot"]
+NOTIFY_TYPES = ("notify", "notify-reload")
+"""The types of programs that report with READY=1 that they are ready."""
 KillMode = Literal["main", "all"]
 RestartMode = Literal["normal", "debug"]
 OomPreference = Literal["none", "avoid", "omit"]
@@ -586,7 +590,9 @@ class WorkloadConfig(Table):
     autostart: bool = field(default=True, metadata=key(kinds.BOOLEAN, "start with the supervisor", live=True))
     type: WorkloadType = field(
         default="simple",
-        metadata=key(Choice.of(WorkloadType), "runs; runs and sends READY=1; or is done when it exits"),
+        metadata=key(
+            Choice.of(WorkloadType), "runs; runs and sends READY=1; and RELOADING=1; or is done when it exits"
+        ),
     )
     watchdog_sec: float = field(
         default=0.0,
@@ -741,6 +747,12 @@ class WorkloadConfig(Table):
             kinds.SIGNAL, "what is left after timeout_stop_sec gets; SIGKILL follows after the same time", live=True
         ),
     )
+    reload_signal: int | None = field(
+        default=None,
+        metadata=key(
+            kinds.SIGNAL, "what `reload --workload` sends; default: SIGHUP with notify-reload, else nothing", live=True
+        ),
+    )
     timeout_start_sec: float = field(
         default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit', live=True)
     )
@@ -877,7 +889,14 @@ class WorkloadConfig(Table):
     @property
     def uses_notify_socket(self) -> bool:
         """Whether the program has to send notifications, sd_notify(3)."""
-        return self.type == "notify" or bool(self.watchdog_sec)
+        return self.type in NOTIFY_TYPES or bool(self.watchdog_sec)
+
+    @property
+    def signal_of_reload(self) -> int | None:
+        """The signal that has the program read its configuration again; None: there is none."""
+        if self.reload_signal is None and self.type == "notify-reload":
+            return DEFAULT_RELOAD_SIGNAL
+        return self.reload_signal
 
     @property
     def start_limit(self) -> int:

@@ -62,6 +62,11 @@ class Thaw(Command):
 
 
 @attrs.frozen
+class Reload(Command):
+    """Have the program read its configuration again, with `reload_signal`."""
+
+
+@attrs.frozen
 class Event(Input):
     """Something that became true of one generation of the workload."""
 
@@ -86,6 +91,26 @@ class Extend(Event):
     """
 
     seconds: float = attrs.field(metadata=wire("sec"))
+
+
+@attrs.frozen
+class Reloading(Event):
+    """The program reads its configuration again, and will report when it is ready: RELOADING=1 of sd_notify(3).
+
+    `since`: MONOTONIC_USEC in seconds, when it began; None if the program has not sent it.
+    """
+
+    since: float | None = attrs.field(default=None, metadata=wire("since"))
+
+
+@attrs.frozen
+class Stopping(Event):
+    """The program has begun to stop by itself: STOPPING=1 of sd_notify(3)."""
+
+
+@attrs.frozen
+class RestartReset(Event):
+    """The program works well, so the delay of restarts begins with the first one: RESTART_RESET=1 of sd_notify(3)."""
 
 
 @attrs.frozen

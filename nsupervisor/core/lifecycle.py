@@ -35,7 +35,7 @@ from collections.abc import Callable
 
 import attrs
 
-from nsupervisor.config.model import DEFAULT_START_LIMIT, WorkloadConfig
+from nsupervisor.config.model import DEFAULT_START_LIMIT, NOTIFY_TYPES, WorkloadConfig
 from nsupervisor.core import backoff
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
 from nsupervisor.core.events import (
@@ -51,15 +51,20 @@ from nsupervisor.core.events import (
     NotReady,
     PolicyRestart,
     Ready,
+    Reload,
+    Reloading,
     Restart,
+    RestartReset,
     Start,
     Stop,
+    Stopping,
     Thaw,
     Timeout,
     Unhealthy,
 )
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
 from nsupervisor.core.initiators import SHUTDOWN, Initiator
+from nsupervisor.core.phases import RELOAD_PHASES, Phase
 from nsupervisor.core.states import ALIVE_STATES
 from nsupervisor.core.states import State as State
 from nsupervisor.wire_names import wire
@@ -135,6 +140,13 @@ class Lifecycle:
     """When `min_ready_sec` completes the start of this generation; None before it is up, and afterwards."""
     was_ready: bool = attrs.field(default=False, metadata=wire("was_ready"))
     """Whether a probe has found this generation ready before: its start is complete, and its start deadline is over."""
+    phase: Phase = attrs.field(default=Phase.NONE, metadata=wire("phase"))
+    phase_since: float = attrs.field(default=0.0, metadata=wire("phase_since"))
+    """When the reload in `phase` began."""
+    reload_failure: str = attrs.field(default="", metadata=wire("reload_failure"))
+    """Why the last reload of this generation has failed, in words; "" if it has not."""
+    stops_by_itself: bool = attrs.field(default=False, metadata=wire("by_itself"))
+    """While stopping: the program has begun to stop by itself, and no signal was sent."""
 
     @property
     def is_alive(self) -> bool:
@@ -144,7 +156,13 @@ class Lifecycle:
     @property
     def is_ending_program(self) -> bool:
         """Whether the supervisor has sent a signal to end the program, and the program has not exited yet."""
-        return self.state is State.STOPPING and self.exit is None
+        was_sent = not self.stops_by_itself or self.final_signal_sent or self.sigkill_sent
+        return self.state is State.STOPPING and self.exit is None and was_sent
+
+    @property
+    def is_reloading(self) -> bool:
+        """Whether the program reads its configuration again."""
+        return self.phase in RELOAD_PHASES
 
 
 LifecycleResult = tuple[Lifecycle, tuple[Action, ...]]
@@ -270,7 +288,7 @@ def _kill_reason(lifecycle: Lifecycle, requested_by: str) -> str:
 
 
 def freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Freeze, and drop the deadline: a frozen program cannot report that it is ready."""
+    """Freeze, and drop the deadline: a frozen program cannot report that it is ready. A reload fails by that."""
     assert isinstance(input_, Command)
     return _enter_frozen(lifecycle, input_.requested_by)
 
@@ -323,7 +341,7 @@ def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: 
     elif not lifecycle.was_ready and lifecycle.complete_at is None:
         lifecycle = _limit_runtime(lifecycle, instant, workload)
     was_ready = _start_type(lifecycle, workload) == PROBED
-    lifecycle = attrs.evolve(lifecycle, state=State.READY, was_ready=was_ready)
+    lifecycle = attrs.evolve(_finish_reload(lifecycle), state=State.READY, was_ready=was_ready)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
@@ -332,6 +350,49 @@ def ready_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     if lifecycle.state_before_freeze is State.RUNNING and _start_is_incomplete(lifecycle, workload):
         lifecycle = attrs.evolve(_mark_up(lifecycle, instant, workload), deadline=None, runs_until=None)
     return attrs.evolve(lifecycle, state_before_freeze=State.READY), ()
+
+
+def reload(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Have the program read its configuration again, unless its start is incomplete or another reload is under way."""
+    signum = workload.signal_of_reload
+    if signum is None or lifecycle.is_reloading or not is_started(lifecycle, workload):
+        return lifecycle, ()
+    send = Signal(signum, resumes=False)
+    if _start_type(lifecycle, workload) != "notify-reload":
+        return lifecycle, (send,)  # whether the program obeys is not known
+    return _enter_reload(lifecycle, instant, workload, Phase.RELOAD_SIGNAL), (send,)
+
+
+def reloading(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Record that the program reads its configuration again. One that answers a signal has begun after the signal."""
+    assert isinstance(input_, Reloading)
+    if lifecycle.phase is Phase.RELOAD_SIGNAL:
+        is_answer = input_.since is not None and input_.since + _TIME_RESOLUTION_S >= lifecycle.phase_since
+        return (attrs.evolve(lifecycle, phase=Phase.RELOAD_NOTIFY) if is_answer else lifecycle), ()
+    if lifecycle.is_reloading or not is_started(lifecycle, workload):
+        return lifecycle, ()
+    return _enter_reload(lifecycle, instant, workload, Phase.RELOAD_NOTIFY), ()
+
+
+def ready_again(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Record that a reload is done, if one is under way that the program has reported."""
+    return _finish_reload(lifecycle), ()
+
+
+def stop_by_itself(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Record that the program has begun to stop: it gets no signal, but has the time of a stop.
+
+    Before its start is complete this is ignored, as in systemd: an end is then a failure in any case.
+    """
+    if not is_started(lifecycle, workload):
+        return lifecycle, ()
+    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, stops_by_itself=True)
+    return _enter_stopping(lifecycle, instant, workload, "stops by itself (STOPPING=1)")
+
+
+def forgive(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Begin the delays of restarts with the first one again."""
+    return (attrs.evolve(lifecycle, consecutive_failures=0) if lifecycle.consecutive_failures else lifecycle), ()
 
 
 def unready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -346,6 +407,8 @@ def extend(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     if lifecycle.deadline is None or lifecycle.sigkill_sent or _completes_start(lifecycle):
         return lifecycle, ()
     deadline = max(lifecycle.deadline, instant.now + input_.seconds)
+    if lifecycle.is_reloading and lifecycle.deadline != lifecycle.runs_until:
+        return attrs.evolve(lifecycle, deadline=_earlier(deadline, lifecycle.runs_until)), ()
     runs_until = deadline if lifecycle.deadline == lifecycle.runs_until else lifecycle.runs_until
     return attrs.evolve(lifecycle, deadline=deadline, runs_until=runs_until), ()
 
@@ -375,10 +438,16 @@ def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workloa
 
 
 def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Complete a start after `min_ready_sec`; stop a program that did not start in time, or has run for too long."""
+    """Complete a start after `min_ready_sec`; stop a program that did not start in time, or has run for too long.
+
+    A reload that takes too long fails, and the program runs on.
+    """
     if _completes_start(lifecycle):
         lifecycle = attrs.evolve(lifecycle, complete_at=None, recent_starts=(), consecutive_failures=0)
         return _limit_runtime(lifecycle, instant, workload), ()
+    if lifecycle.is_reloading and (lifecycle.runs_until is None or instant.now < lifecycle.runs_until):
+        what = _RELOAD_TIMEOUTS[lifecycle.phase]
+        return _finish_reload(lifecycle, f"{what} within {workload.timeout_start_sec:g} s"), ()
     if lifecycle.runs_until is None:
         return start_timeout(lifecycle, input_, instant, workload)
     reason = f"ran for longer than {workload.runtime_max_sec:g} s (runtime_max_sec)"
@@ -423,7 +492,7 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     was_frozen, was_stopping = lifecycle.state is State.FROZEN, lifecycle.state is State.STOPPING
     if exit_outcome(lifecycle, input_.exit, workload) is Outcome.PROTOCOL:
         lifecycle = attrs.evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
-    lifecycle = attrs.evolve(lifecycle, exit=input_.exit)
+    lifecycle = attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit)
     if not input_.populated:
         lifecycle, actions = _choose_next(lifecycle, instant, workload)
         return lifecycle, (
@@ -476,8 +545,12 @@ _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     Kill:          (ignore,  kill,          kill,          kill,   kill,         ignore,  ignore, ignore, kill),
     Freeze:        (ignore,  defer_freeze,  freeze,        freeze, ignore,       ignore,  ignore, ignore, ignore),
     Thaw:          (ignore,  cancel_freeze, ignore,        ignore, ignore,       ignore,  ignore, ignore, thaw),
+    Reload:        (ignore,  ignore,        reload,        reload, ignore,       ignore,  ignore, ignore, ignore),
     Execed:        (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
-    Ready:         (ignore,  mark_ready,    mark_ready,    ignore, ignore,       ignore,  ignore, ignore, ready_frozen),
+    Ready:         (ignore,  mark_ready,    mark_ready,    ready_again, ignore,  ignore,  ignore, ignore, ready_frozen),
+    Reloading:     (ignore,  ignore,        reloading,     reloading, ignore,    ignore,  ignore, ignore, ignore),
+    Stopping:      (ignore,  ignore, stop_by_itself, stop_by_itself, ignore,     ignore,  ignore, ignore, ignore),
+    RestartReset:  (ignore,  forgive,       forgive,       forgive, forgive,     ignore,  ignore, ignore, forgive),
     Extend:        (ignore,  extend,        extend,        extend, extend,       ignore,  ignore, ignore, ignore),
     NotReady:      (ignore,  ignore,        ignore,        unready, ignore,      ignore,  ignore, ignore, ignore),
     Unhealthy:     (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
@@ -503,6 +576,12 @@ _STOP_COMMANDS: dict[type[Input], tuple[bool | None, AfterStop, str]] = {
 }
 
 _EXITED_BEFORE_READY = '{} before it was ready: with type = "notify" its start is complete when it sends READY=1'
+_RELOAD_TIMEOUTS = {
+    Phase.RELOAD_SIGNAL: "no answer to the signal (RELOADING=1 with MONOTONIC_USEC)",
+    Phase.RELOAD_NOTIFY: "not ready again (READY=1)",
+}
+_TIME_RESOLUTION_S = 1e-6
+"""MONOTONIC_USEC is a whole number of microseconds."""
 
 
 def adopt_generation(
@@ -525,6 +604,8 @@ def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[
             return *_stop_signals(workload, everyone=lifecycle.exit is not None), ThawAll()
         case State.FROZEN:
             return (FreezeAll(),)
+        case State.RUNNING | State.READY if lifecycle.phase is Phase.RELOAD_SIGNAL and workload.signal_of_reload:
+            return ThawAll(), Signal(workload.signal_of_reload, resumes=False)
         case State.RUNNING | State.READY:
             return (ThawAll(),)
     return ()
@@ -551,12 +632,20 @@ def _start_type(lifecycle: Lifecycle, workload: WorkloadConfig) -> str:
 
 def reports_readiness(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program itself reports when it is ready; until then its start is not complete."""
-    return _start_type(lifecycle, workload) == "notify"
+    return _start_type(lifecycle, workload) in NOTIFY_TYPES
 
 
 def _start_is_incomplete(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether a program that is starting or running has yet to become ready for the first time."""
-    return _start_type(lifecycle, workload) in ("notify", PROBED) and not lifecycle.was_ready
+    return _start_type(lifecycle, workload) in (*NOTIFY_TYPES, PROBED) and not lifecycle.was_ready
+
+
+def is_started(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether the program runs, and its start is complete."""
+    if lifecycle.complete_at is not None:
+        return False
+    runs = lifecycle.state is State.RUNNING and not _start_is_incomplete(lifecycle, workload)
+    return runs or lifecycle.state is State.READY
 
 
 def is_watchdog_active(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
@@ -669,6 +758,9 @@ def _begin_generation(
         started_at=instant.now,
         started_type=start_type(workload),
         was_ready=False,
+        phase=Phase.NONE,
+        reload_failure="",
+        stops_by_itself=False,
         recent_starts=(*recent_starts, instant.now),
     )
 
@@ -684,7 +776,7 @@ def _respawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, r
 
 def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
     lifecycle = attrs.evolve(
-        lifecycle,
+        _cancel_reload(lifecycle, f"frozen by {requested_by}"),
         state=State.FROZEN,
         state_before_freeze=lifecycle.state,
         freeze_requested_by="",
@@ -697,8 +789,30 @@ def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
 def _enter_stopping(
     lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str, *actions: Action
 ) -> LifecycleResult:
+    lifecycle = _cancel_reload(lifecycle, reason)
     deadline = _deadline(instant, workload.timeout_stop_sec)
     return attrs.evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), actions
+
+
+def _enter_reload(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, phase: Phase) -> Lifecycle:
+    """Begin a reload. It has as much time as a start, and does not prolong `runtime_max_sec`."""
+    deadline = _earlier(_deadline(instant, workload.timeout_start_sec), lifecycle.runs_until)
+    return attrs.evolve(lifecycle, phase=phase, phase_since=instant.now, deadline=deadline, reload_failure="")
+
+
+def _finish_reload(lifecycle: Lifecycle, failure: str = "") -> Lifecycle:
+    """End a reload that the program has reported to be done, or that has failed."""
+    if not failure and lifecycle.phase is not Phase.RELOAD_NOTIFY:
+        return lifecycle
+    return attrs.evolve(lifecycle, phase=Phase.NONE, deadline=lifecycle.runs_until, reload_failure=failure)
+
+
+def _cancel_reload(lifecycle: Lifecycle, reason: str) -> Lifecycle:
+    return _finish_reload(lifecycle, reason) if lifecycle.is_reloading else lifecycle
+
+
+def _earlier(first: float | None, second: float | None) -> float | None:
+    return min((deadline for deadline in (first, second) if deadline is not None), default=None)
 
 
 def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:

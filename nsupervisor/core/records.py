@@ -44,6 +44,7 @@ COMMAND_NAMES: Mapping[type[events.Input], str] = {
     events.Kill: "kill",
     events.Freeze: "freeze",
     events.Thaw: "thaw",
+    events.Reload: "reload",
 }
 """The name of each command in records."""
 
@@ -69,6 +70,12 @@ def transition_records(
     if isinstance(input_, events.Command) and _is_recorded(input_.requested_by):
         fields = {"action": COMMAND_NAMES[type(input_)], "cause": input_.requested_by.cause()}
         yield TransitionRecord("action", "info", fields)
+    if before.is_reloading and not after.is_reloading:
+        took = {"took_sec": round(now - before.phase_since, 3)}
+        if after.reload_failure:
+            yield TransitionRecord("program reload failed", "warning", {"message": after.reload_failure, **took})
+        else:
+            yield TransitionRecord("program reloaded", "info", took)
     enters_backoff = after.state is State.BACKOFF and before.state is not State.BACKOFF
     # A restart is recorded once, when it is decided, not again after the delay.
     if enters_backoff or (after.restarts > before.restarts and before.state is not State.BACKOFF):

@@ -311,6 +311,9 @@ class Supervisor:
         ok = await actor.signal(signal, by)
         return ok, "" if ok else "it does not run"
 
+    async def _reload(self, actor: Actor, by: Initiator) -> Result:
+        return await actor.reload(by)
+
     async def _freeze(self, actor: Actor, by: Initiator) -> Result:
         if obstacle := actor.cgroup.freeze_obstacle:
             return False, obstacle
@@ -364,6 +367,7 @@ _COMMANDS: Mapping[str, Callable[..., Awaitable[Result]]] = {
     "stop": Supervisor._stop,
     "kill": Supervisor._kill,
     "signal": Supervisor._signal,
+    "reload": Supervisor._reload,
     "freeze": Supervisor._freeze,
     "thaw": Supervisor._thaw,
     "set": Supervisor._set,

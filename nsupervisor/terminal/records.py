@@ -88,7 +88,7 @@ def format_command(record: Mapping[str, Any]) -> str:
                 f"{key} {_format_limit(key, before.get(key))} → {_format_limit(key, after[key])}" for key in after
             )
         )
-    if record["action"] == "reload":
+    if record["action"] == "reload" and "changes" in record:  # otherwise the program itself was to reload
         words.append(f"({STEP_WORDS[record['do']]}: {', '.join(change['key'] for change in record['changes'])})")
     return " ".join(word for word in words if word)
 
@@ -137,6 +137,10 @@ def format_record(record: Mapping[str, Any]) -> str:
             return f"after {record['signal']}{why}{', killing what is left' if record.get('hurry') else ''}"
         case "reload" if "cause" in record:
             return f"{format_steps(record)}; requested by {initiator_text(record['cause'])}"
+        case "program reloaded" if "took_sec" in record:
+            return f"took {format_span(record['took_sec'])}"
+        case "program reload failed" if "took_sec" in record:
+            return f"{record['message']} (after {format_span(record['took_sec'])}); it runs on"
         case "reloaded" if "ok" in record:
             return "done" if record["ok"] else "not all of it is up"
         case "groups reloaded" if "changes" in record:

@@ -50,6 +50,8 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
         "ready": alive,
         "edges": [],
         "status_text": "",
+        "error_text": "",
+        "phase": "",
         "output_blocked_sec": None,
         "probes": {},
         "output_blocked_by": "",

@@ -145,8 +145,8 @@ def test_wrong_usage_is_2(supervisor, arguments, message):
 
 @pytest.mark.parametrize("command", CLIENT_COMMANDS)
 def test_no_supervisor_is_3(tmp_path, command):
-    more = ["pids_max=9"] if command == "set" else []
-    done = nsupervisor(command, "web", *more, "--socket", str(tmp_path / "none.sock"))
+    names = {"set": ["web", "pids_max=9"], "reload": ["--workload", "web"]}.get(command, ["web"])
+    done = nsupervisor(command, *names, "--socket", str(tmp_path / "none.sock"))
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == (
         f"no supervisor answers on {tmp_path}/none.sock; start one with: nsupervisor run CONFIG, "

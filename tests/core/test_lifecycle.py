@@ -1,5 +1,6 @@
 """The lifecycle as a table: every cell filled, every invariant kept for any sequence of inputs."""
 
+import gc
 import signal
 
 import attrs
@@ -23,6 +24,7 @@ from nsupervisor.core.lifecycle import (
     is_up,
     unfinished_actions,
 )
+from nsupervisor.core.phases import Phase
 
 OK = Exit(code=0)
 CRASH = Exit(code=1)
@@ -70,6 +72,7 @@ def subclasses(kind):
 
 
 def test_every_cell_of_the_table_is_filled():
+    gc.collect()  # attrs makes each class again, with slots, and the first one may still be there
     assert set(TABLE) == set(subclasses(events.Input))
     for event, row in TABLE.items():
         assert set(row) == set(State), event.__name__
@@ -322,6 +325,127 @@ def test_a_program_without_a_limit_needs_no_more_time():
     assert run.fact(events.Extend, 30.0).lifecycle.deadline is None
 
 
+def reloading(**keys):
+    """Return a program that is ready, was told to reload, and has answered."""
+    run = Run(type="notify-reload", timeout_start_sec=4.0, **keys).up()
+    run.fact(events.Ready)
+    run(events.Reload(), after=1)
+    return run
+
+
+def test_a_reload_by_a_signal_alone_is_over_when_it_is_sent():
+    run = Run(reload_signal=signal.SIGUSR2).up()
+    before = run.lifecycle
+    assert run(events.Reload()).actions == (actions.Signal(signal.SIGUSR2, resumes=False),)
+    assert run.lifecycle == before
+    assert Run().up()(events.Reload()).actions == (), "it has no signal"
+
+
+def test_a_program_reports_its_reload():
+    run = reloading(runtime_max_sec=100.0)
+    assert run.actions == (actions.Signal(signal.SIGHUP, resumes=False),)
+    assert (run.state, run.lifecycle.phase) == (State.READY, Phase.RELOAD_SIGNAL)
+    assert is_up(run.lifecycle, run.workload)
+    assert run.lifecycle.deadline == run.now + 4
+    assert run(events.Reload()).actions == (), "one is under way"
+    assert run.fact(events.Ready).lifecycle.is_reloading, "it is not an answer"
+    run.fact(events.Reloading, run.now - 0.5)
+    assert run.lifecycle.phase is Phase.RELOAD_SIGNAL, "it has begun before the signal"
+    assert run.fact(events.Reloading).lifecycle.phase is Phase.RELOAD_SIGNAL, "it does not say when it has begun"
+    assert run.fact(events.Reloading, run.now).lifecycle.phase is Phase.RELOAD_NOTIFY
+    run.fact(events.Ready, after=1)
+    assert (run.lifecycle.phase, run.lifecycle.reload_failure) == (Phase.NONE, "")
+    assert run.lifecycle.deadline == run.lifecycle.runs_until == run.now + 98
+
+
+def test_a_microsecond_of_the_program_may_round_down():
+    run = reloading()
+    run.fact(events.Reloading, int(run.now * 1e6) / 1e6)
+    assert run.lifecycle.phase is Phase.RELOAD_NOTIFY
+
+
+def test_a_reload_without_an_answer_fails_and_the_program_runs_on():
+    run = reloading()
+    assert run(events.Timeout(), after=4).actions == ()
+    assert (run.state, run.lifecycle.phase, run.lifecycle.deadline) == (State.READY, Phase.NONE, None)
+    assert run.lifecycle.reload_failure.endswith("within 4 s")
+    run(events.Reload())
+    run.fact(events.Reloading, run.now)
+    run.fact(events.Extend, 10.0)
+    assert run(events.Timeout(), after=4).lifecycle.is_reloading, "it has asked for more time"
+    run(events.Timeout(), after=6)
+    assert run.lifecycle.reload_failure == "not ready again (READY=1) within 4 s"
+
+
+def test_a_reload_does_not_prolong_the_longest_run():
+    run = reloading(runtime_max_sec=8.0)
+    run.fact(events.Extend, 60.0)
+    assert run(events.Timeout(), after=7).state is State.STOPPING
+    assert run.lifecycle.reason.startswith("ran for longer")
+    assert run.lifecycle.phase is Phase.NONE
+
+
+@pytest.mark.parametrize(
+    "end", [lambda run: run(events.Stop()), lambda run: run(events.Freeze()), lambda run: run.dies(CRASH)]
+)
+def test_a_reload_fails_by_what_comes_in_between(end):
+    run = reloading()
+    end(run)
+    assert not run.lifecycle.is_reloading
+    assert run.lifecycle.reload_failure
+
+
+def test_a_program_may_reload_by_itself():
+    run = Run(type="notify", timeout_start_sec=4.0).up()
+    assert not run.fact(events.Reloading).lifecycle.is_reloading, "its start is not complete"
+    run.fact(events.Ready)
+    assert run.fact(events.Reloading).lifecycle.phase is Phase.RELOAD_NOTIFY
+    assert run.fact(events.Ready).lifecycle.phase is Phase.NONE
+
+
+def test_the_next_supervisor_sends_the_signal_of_a_reload_again():
+    run = reloading()
+    send = actions.Signal(signal.SIGHUP, resumes=False)
+    assert unfinished_actions(run.lifecycle, run.workload) == (actions.ThawAll(), send)
+    run.fact(events.Reloading, run.now)
+    assert unfinished_actions(run.lifecycle, run.workload) == (actions.ThawAll(),)
+
+
+def test_a_program_that_stops_by_itself_gets_no_signal():
+    run = Run(type="notify", timeout_stop_sec=3.0, restart="always").up()
+    assert run.fact(events.Stopping).state is State.RUNNING, "its start is not complete"
+    run.fact(events.Ready)
+    assert run.fact(events.Stopping).actions == ()
+    assert (run.state, run.lifecycle.deadline) == (State.STOPPING, run.now + 3)
+    assert not run.lifecycle.is_ending_program, "the rules judge its exit"
+    assert run(events.Stop()).actions == ()
+    assert run.dies(OK).state is State.STOPPED
+    run = Run(type="notify", timeout_stop_sec=3.0).up()
+    run.fact(events.Ready)
+    run.fact(events.Stopping)
+    assert run(events.Timeout(), after=3).actions == (actions.KillAll(),)
+    assert run.dies(KILLED).state is State.BACKOFF
+
+
+def test_a_start_that_does_not_count_yet_is_neither_reloaded_nor_a_clean_stop():
+    """With `min_ready_sec`."""
+    run = Run(type="notify-reload", min_ready_sec=5.0, restart="no").up()
+    run.fact(events.Ready)
+    assert run(events.Reload()).actions == ()
+    assert not run.fact(events.Reloading).lifecycle.is_reloading
+    assert run.fact(events.Stopping).state is State.READY
+    assert run.dies(OK).state is State.FAILED
+
+
+def test_a_program_forgives_its_own_failures():
+    run = Run(restart_sec=1.0).up().dies(CRASH)
+    run(events.Timeout(), after=1)
+    run.fact(events.Execed)
+    assert run.lifecycle.consecutive_failures == 1
+    assert run.fact(events.RestartReset).lifecycle.consecutive_failures == 0
+    assert run.lifecycle.recent_starts, "the start limit stays"
+
+
 READINESS = ReadinessConfig(tcp_socket=TcpSocket(port=80))
 STARTUP = StartupConfig(tcp_socket=TcpSocket(port=80))
 
@@ -541,7 +665,7 @@ class AnyLife(RuleBasedStateMachine):
         restart_sec=DURATIONS,
         stop=DURATIONS,
         burst=st.integers(1, 5),
-        type_=st.sampled_from(["simple", "notify", "oneshot", "probed"]),
+        type_=st.sampled_from(["simple", "notify", "notify-reload", "oneshot", "probed"]),
     )
     def begin(self, restart, restart_sec, stop, burst, type_):
         self.run = Run(
@@ -606,6 +730,32 @@ class AnyLife(RuleBasedStateMachine):
     def progress(self, fact):
         self.feed(fact(self.run.lifecycle.generation))
 
+    @rule()
+    def reload(self):
+        before = self.run.lifecycle
+        self.feed(events.Reload())
+        assert self.run.state is before.state
+        assert not self.run.actions or self.program
+
+    @precondition(lambda self: self.program)
+    @rule(ago=st.sampled_from([None, 0.0, 1.0]))
+    def reports_a_reload(self, ago):
+        before = self.run.lifecycle
+        self.feed(events.Reloading(before.generation, None if ago is None else self.run.now - ago))
+        assert (self.run.state, self.run.actions) == (before.state, ())
+
+    @precondition(lambda self: self.program)
+    @rule()
+    def forgives_itself(self):
+        self.feed(events.RestartReset(self.run.lifecycle.generation))
+        assert self.run.lifecycle.consecutive_failures == 0
+
+    @precondition(lambda self: self.program)
+    @rule()
+    def stops_by_itself(self):
+        self.feed(events.Stopping(self.run.lifecycle.generation))
+        assert self.run.actions == ()
+
     @precondition(lambda self: self.program)
     @rule()
     def gets_unready(self):
@@ -663,7 +813,9 @@ class AnyLife(RuleBasedStateMachine):
         assert (
             lifecycle.state not in (State.STOPPED, State.EXITED, State.FAILED, State.READY)
             or lifecycle.deadline is None
+            or lifecycle.is_reloading
         )
+        assert not lifecycle.is_reloading or lifecycle.state in (State.RUNNING, State.READY)
         limit = self.run.workload
         for start in self.automatic:
             window = [t for t in self.automatic if start - limit.start_limit_interval_sec < t <= start]

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from nsupervisor.config.changes import parse_changes
-from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.config.model import NOTIFY_TYPES, Resources, WorkloadConfig
 from nsupervisor.config.units import Percent
 from nsupervisor.core.lifecycle import PROBED, start_type
 from tests.chaos.invariants import AT_REST, STATES
@@ -190,7 +190,7 @@ class Watch:
         is_complete = (
             before == "ready"
             or name in self.were_ready
-            or (before == "running" and start_type(workload) not in ("notify", PROBED))
+            or (before == "running" and start_type(workload) not in (*NOTIFY_TYPES, PROBED))
         )
         if is_complete and "type" not in self.edited:
             self.problem(f"timeouts: {name} is stopped as {reason}, and its start was complete")

@@ -8,6 +8,7 @@ ready=SECONDS           sends READY=1 after this time
 watchdog=SECONDS        sends WATCHDOG=1 at this interval, from the start
 forks=NUMBER@SECONDS    forks so many processes, which outlive it
 lines=NUMBER            writes "count 1", "count 2", …
+reload=SECONDS          sends RELOADING=1 after SIGHUP, and READY=1 after this time
 port=NUMBER@SECONDS     answers probes at this port, from this time on
 sick=SECONDS@SECONDS    from the first time on, and for the second, its answers are errors, in generations 1, 3, …
 """
@@ -58,11 +59,17 @@ class Program(Behaviour):
 
     def handles(self, signum: int) -> bool:
         """Return whether the program catches or ignores a signal."""
-        return "deaf" in self._options or (signum == signal.SIGTERM and "term" in self._options)
+        reloads = signum == signal.SIGHUP and "reload" in self._options
+        return "deaf" in self._options or reloads or (signum == signal.SIGTERM and "term" in self._options)
 
     def on_signal(self, process: Process, signum: int) -> None:
         """Handle a signal that is not SIGKILL."""
         if signum in NOT_FATAL or "deaf" in self._options:
+            return
+        if signum == signal.SIGHUP and "reload" in self._options:
+            now_usec = int(process.machine.now * 1e6)
+            self.notify(process, f"RELOADING=1\nMONOTONIC_USEC={now_usec}")
+            process.after(float(self._options["reload"]), lambda: self.notify(process, "READY=1"))
             return
         term = self._pair("term")
         if signum == signal.SIGTERM and term is not None:

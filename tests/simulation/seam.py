@@ -29,7 +29,7 @@ from nsupervisor.core.start_conditions import HostFacts, find_unmet
 from nsupervisor.linux.inotify import IN_IGNORED, InotifyEvent
 from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
-from nsupervisor.service.instance.readiness import NotifySocket
+from nsupervisor.notify_socket import Datagram, NotifySocket
 from nsupervisor.service.platform.kernel import Kernel
 from tests.simulation import machine as machines
 from tests.simulation.machine import FIRST_FD, ROOT, Machine, Process, failure
@@ -469,10 +469,10 @@ def kernel(life: Life, read_config: Any) -> Kernel:
     @contextmanager
     def open_notify_socket(path: Path, owner: tuple[int, int] | None, fd: int = -1) -> Iterator[NotifySocket]:
         life.call("open notify socket")
-        backlog: deque[bytes] = deque()
+        backlog: deque[Datagram] = deque()
         if fd >= 0:
             ours: machines.DatagramSocket = life.fds[fd]
-            backlog.extend(data for data, _ in ours.queue)
+            backlog.extend(Datagram(data) for data, _ in ours.queue)
             ours.queue.clear()
         else:
             ours = machine.sockets[str(path)] = machines.DatagramSocket(str(path))

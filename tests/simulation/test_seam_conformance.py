@@ -440,7 +440,7 @@ async def test_a_notify_socket_is_taken_over_with_its_messages(side: Side) -> No
         fd = side.processes.duplicate(opened.socket.fileno())
         with side.open_notify_socket(fd) as again:
             assert again.path == opened.path
-            assert list(again.backlog) == [b"READY=1", b"WATCHDOG=1"]
+            assert [datagram.data for datagram in again.backlog] == [b"READY=1", b"WATCHDOG=1"]
             side.send(again.path, b"STATUS=")
             with trio.fail_after(10):
                 assert (await _receive(again))[0] == b"STATUS="

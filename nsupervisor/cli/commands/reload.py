@@ -8,6 +8,7 @@ import sys
 import click
 
 from nsupervisor.api.client import Client, WrongFileError
+from nsupervisor.cli.commands.control import run_command
 from nsupervisor.cli.commands.plan import plan_lines, print_problems, read_source
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import DONE, FAILED, print_json, print_message
@@ -23,16 +24,30 @@ if TYPE_CHECKING:
 @socket_option
 @click.option("--dry-run", is_flag=True, help="Only show what would be done, as plan does.")
 @json_option
+@click.option(
+    "--workload",
+    "names",
+    metavar="NAME",
+    multiple=True,
+    help="Have the program of this workload read its own configuration again; may be given several times.",
+)
 @click.argument("config", metavar="[CONFIG]", required=False)
-def reload(socket_path: str, dry_run: bool, as_json: bool, config: str | None) -> int:
+def reload(socket_path: str, dry_run: bool, as_json: bool, names: tuple[str, ...], config: str | None) -> int:
     """Make the running service use CONFIG, or read its own file again, as SIGHUP does; wait until it is done.
 
     Only differences are applied, and only workloads that need a new process are restarted (see plan). A workload that
     an operator has stopped stays stopped. A file with any problem changes nothing. CONFIG is then the service's file,
     until it ends.
 
+    With --workload, the configuration stays as it is, and the named programs are asked to read theirs again: by
+    reload_signal. NAME is as for start. If the program reports when it is done (type = "notify-reload"), this waits.
+
     Interrupted by Ctrl-C, this command ends; the service finishes the reload. With --json, one object a line.
     """
+    if names:
+        if config is not None or dry_run:
+            raise click.UsageError("--workload goes with neither a file nor --dry-run")
+        return run_command(socket_path, as_json, "reload", names)
     client = Client(socket_path)
     try:
         source = read_source(config) if config is not None else {}

@@ -166,6 +166,8 @@ def format_detail(instance: dict[str, Any], now: datetime) -> str:
     """Return what blocks its output, what it says of itself, or why and since when it is in its state."""
     if blocked := format_blockage(instance):
         return f"output {blocked}"
+    if phase := instance.get("phase"):
+        return str(phase)
     if instance["state"] in ("running", "ready") and (text := instance.get("status_text")):
         return str(text)
     detail = str(instance["reason"])
@@ -239,9 +241,10 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
     restarts = f", {instance['restarts']} of them restarts" if instance["restarts"] else ""
     lines = [
         ("description", instance.get("description", "")),  # "": or a supervisor of version 0.1.0
-        ("state", colorize(instance["state"], COLOURS.get(instance["state"], ""), colour) + _since(instance, now)),
+        ("state", f"{colorize(_state(instance), COLOURS.get(instance['state'], ''), colour)}{_since(instance, now)}"),
         ("reason", instance["reason"]),
         ("status", f'"{text}"' if text and is_alive else ""),
+        ("error", instance.get("error_text", "")),
         *((probe, _format_probe(state)) for probe, state in instance.get("probes", {}).items()),
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
@@ -312,6 +315,12 @@ def format_command_line(command: Sequence[str]) -> str:
 
     text = join(command)
     return text if len(text) <= MAX_COMMAND_LENGTH else f"{text[:MAX_COMMAND_LENGTH]}…"
+
+
+def _state(instance: dict[str, Any]) -> str:
+    """Return the state with what is done in it: "ready (reloading)"."""
+    phase = instance.get("phase")
+    return f"{instance['state']} ({phase})" if phase else str(instance["state"])
 
 
 def _since(instance: dict[str, Any], now: datetime) -> str:

@@ -80,7 +80,7 @@ LIFECYCLE_KEYS = (
 LATER_LIFECYCLE_KEYS = (
     *("restart_prevent_exit_status", "restart_force_exit_status", "runtime_max_sec", "runtime_randomized_extra_sec"),
     *("startup", "readiness", "liveness"),
-    *("restart_mode", "min_ready_sec", "kill_mode", "send_sighup", "final_kill_signal"),
+    *("restart_mode", "min_ready_sec", "kill_mode", "send_sighup", "final_kill_signal", "reload_signal"),
 )
 """Keys of a workload that the lifecycle reads; the later ones are in a trace only if they have other values than the
 default, so that a trace without them is that of an earlier version."""
@@ -93,8 +93,12 @@ INPUTS: Mapping[str, type[events.Input]] = {
     "Kill": events.Kill,
     "Freeze": events.Freeze,
     "Thaw": events.Thaw,
+    "Reload": events.Reload,
     "Execed": events.Execed,
     "Ready": events.Ready,
+    "Reloading": events.Reloading,
+    "Stopping": events.Stopping,
+    "RestartReset": events.RestartReset,
     "NotReady": events.NotReady,
     "Extend": events.Extend,
     "Unhealthy": events.Unhealthy,

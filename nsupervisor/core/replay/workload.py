@@ -31,7 +31,7 @@ from typing import Any
 import attrs
 
 from nsupervisor.config.condition_terms import EXIT
-from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.config.model import NOTIFY_TYPES, WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import KillAll, Signal, Spawn
 from nsupervisor.core.decider import (
@@ -336,7 +336,7 @@ class ReplayedWorkload:
                 case Spawn():
                     self.restarted = True
                     self._apply(events.Execed(generation), now)
-                    if start_type(self.workload) in ("notify", PROBED):
+                    if start_type(self.workload) in (*NOTIFY_TYPES, PROBED):
                         self._apply(events.Ready(generation), now)
                 case Signal(signal=signum) if self.state.lifecycle.state is State.STOPPING:
                     self._apply(events.Exited(generation, Exit(signal=signum), populated=False), now)

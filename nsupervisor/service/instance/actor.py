@@ -30,14 +30,22 @@ from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.known_programs import background_remedy
 from nsupervisor.config.load import ConfigError
-from nsupervisor.config.model import Resources, WorkloadConfig
+from nsupervisor.config.model import NOTIFY_TYPES, Resources, WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import related, start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator
-from nsupervisor.core.lifecycle import PROBED, Lifecycle, State, is_up, is_watchdog_active, unfinished_actions
+from nsupervisor.core.lifecycle import (
+    PROBED,
+    Lifecycle,
+    State,
+    is_started,
+    is_up,
+    is_watchdog_active,
+    unfinished_actions,
+)
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.core.security import settings, values
@@ -52,7 +60,7 @@ from nsupervisor.service.instance.devices import device_rules
 from nsupervisor.service.instance.exit_reports import ExitReports
 from nsupervisor.service.instance.limits import LimitWriter
 from nsupervisor.service.instance.log import InstanceLog
-from nsupervisor.service.instance.mailbox import Call, Mailbox, Message, RetrySpawn, RulesPending, Shutdown
+from nsupervisor.service.instance.mailbox import Barrier, Call, Mailbox, Message, RetrySpawn, RulesPending, Shutdown
 from nsupervisor.service.instance.output import Output
 from nsupervisor.service.instance.program import Program
 from nsupervisor.service.instance.rule_actions import RuleActions
@@ -91,6 +99,13 @@ _EXEC_ADVICE = {
     State.FROZEN: "thaw it first",
 }
 """By state: what to do before a command can be executed."""
+
+_EVENTS_OF_NOTIFICATIONS: Mapping[str, type[events.Event]] = {
+    "READY": events.Ready,
+    "STOPPING": events.Stopping,
+    "RESTART_RESET": events.RestartReset,
+}
+"""The notifications that are events without further values."""
 
 MakeCgroup = Callable[[Resources], Cgroup]
 """Makes the cgroup of an instance, with these limits. Raises CgroupError."""
@@ -162,7 +177,9 @@ class Actor:
         self.decisions = Decisions(
             self.name, self.workload, context.listeners, self._rules_pending, state, context.kernel.random
         )
-        self.program = Program(self.name, self.instance, context, self._on_notification, self._on_status)
+        self.program = Program(
+            self.name, self.instance, context, self._on_notification, self._on_status, self._on_barrier
+        )
         self.observer = RuleObserver(
             self.cgroup, context.watcher, self.decisions, self._on_host_problem, on_emptied=self._on_emptied
         )
@@ -301,6 +318,30 @@ class Actor:
         self.log_event("action", action="signal", cause=by.cause(), signal=signal_name(signum))
         return await self._send_signals(signum)
 
+    async def reload(self, by: Initiator = OPERATOR) -> tuple[bool, str]:
+        """Have the program read its configuration again; return whether it has, and why not, or what was done."""
+        workload = self.workload
+        if (signum := workload.signal_of_reload) is None:
+            return False, "it has no reload_signal; set one, or restart it"
+        before = self.lifecycle
+        if before.state not in (State.RUNNING, State.READY):
+            return False, f"it is {before.state.value}; only a program that runs can be reloaded"
+        if before.is_reloading:
+            return False, "a reload is under way already; try again when it is over"
+        if not is_started(before, workload):
+            return False, "its start is not complete; wait until it is up: nsupervisor status"
+        await self.ask(events.Reload(by))
+        begun = self.lifecycle
+        if begun.generation != before.generation or begun.state not in (State.RUNNING, State.READY):
+            return False, "it has ended meanwhile; more with: nsupervisor why"
+        if not begun.is_reloading:
+            return True, f"{signal_name(signum)} sent"
+        await self.wait_until(lambda now: not _is_same_reload(begun, now))
+        after = self.lifecycle
+        if after.generation != begun.generation or after.is_reloading:
+            return False, "it has ended meanwhile; more with: nsupervisor why"
+        return not after.reload_failure, after.reload_failure or "reloaded"
+
     async def change_limits(self, changes: Mapping[str, Any], by: Initiator = OPERATOR) -> tuple[bool, str]:
         """Call `LimitWriter.change_limits`; this needs no message, since no pending decision depends on limits."""
         return await self.limit_writer.change_limits(changes, by)
@@ -417,6 +458,7 @@ class Actor:
             last_event=self.log.last_event,
             status_text=self.log.status_text(self.lifecycle.generation),
             probes=self.probe_results,
+            error_text=self.log.error_text(self.lifecycle.generation),
             blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
         )
         return status.to_json(self.observer.read, trio.current_time())
@@ -449,6 +491,8 @@ class Actor:
                     self.on_started()
                 if not await self._on_event(events.Execed(generation_of(id_))):
                     self.save_checkpoint()
+            case Barrier(fd=fd):
+                self.program.close(fd)
             case RetrySpawn(id=id_):
                 if id_ == self.id and self.program.process is None:
                     if self.lifecycle.state is State.STARTING:
@@ -473,7 +517,8 @@ class Actor:
             return
         self.log.hold()  # start the next generation first, and write the records afterwards
         generation = self.lifecycle.generation
-        if self.program.read_notifications():  # its message may be unread, or behind this one in the mailbox
+        # Its message may be unread, or behind this one in the mailbox. It is about its start, not about a reload.
+        if self.program.read_notifications() and self.lifecycle.state is not State.READY:
             await self._on_event(events.Ready(generation))
         self.observer.read_counters()
         await self._run_pending()
@@ -713,14 +758,27 @@ class Actor:
     # ---- reports of the parts
 
     def _on_notification(self, generation: int, kind: str, text: str) -> None:
-        if kind == "READY":
-            self.post(events.Ready(generation))
+        if kind in _EVENTS_OF_NOTIFICATIONS:
+            self.post(_EVENTS_OF_NOTIFICATIONS[kind](generation))
         elif kind == "EXTEND":
             self.post(events.Extend(generation, float(text)))
+        elif kind == "RELOADING":
+            # The program reads the clock of its own time namespace.
+            offset_s = self.workload.namespaces.time_offsets.get("monotonic", 0.0)
+            self.post(events.Reloading(generation, float(text) - offset_s if text else None))
+        elif kind in ("ERRNO", "BUSERROR"):
+            self.log.note_error(generation, **{kind.lower(): text})
         elif kind == "REFUSED":
             self.log_event("notify refused", "warning", message=text)
         elif self.lifecycle.state is not State.FROZEN:  # a frozen program cannot report that it is healthy
             self.post(events.Unhealthy(generation, text))
+
+    def _on_barrier(self, fd: int) -> None:
+        """Close the descriptor of a barrier when the messages before it have been handled."""
+        if self.mailbox.closed.is_set():
+            self.program.close(fd)
+        else:
+            self.post(Barrier(fd))
 
     def _on_status(self, generation: int, text: str, suppressed: int) -> None:
         fields = {"suppressed": suppressed} if suppressed else {}
@@ -804,7 +862,7 @@ class Actor:
         """
         self.decisions.adopt_generation(generation, reason)
         self._must_recover = True
-        if self.workload.type == "notify" and assume_ready:
+        if self.workload.type in NOTIFY_TYPES and assume_ready:
             self.post(events.Ready(generation))
 
     async def _recover(self) -> None:
@@ -871,6 +929,10 @@ class Actor:
     def log_event(self, event: str, level: str = "info", **fields: Any) -> dict[str, Any]:
         """Write a record about the current generation."""
         return self.log.write(self.lifecycle.generation, event, level, **fields)
+
+
+def _is_same_reload(begun: Lifecycle, now: Lifecycle) -> bool:
+    return now.is_reloading and (now.generation, now.phase_since) == (begun.generation, begun.phase_since)
 
 
 def generation_of(id_: str) -> int:

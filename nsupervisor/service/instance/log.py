@@ -1,5 +1,6 @@
 """Journal records about one workload instance, held back while something more urgent is in progress."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,6 +31,8 @@ class InstanceLog:
     """The journal's logger with these fields."""
     _status_text: tuple[int, str] = (0, "")
     """The generation that has last reported a status text, and the text."""
+    _errors: tuple[int, dict[str, str]] = attrs.field(factory=lambda: (0, {}))
+    """The generation that has last reported an error, and the error by the names of sd_notify(3), in lower case."""
     _held_records: list[tuple[str, str, dict[str, Any]]] | None = None
     """Records that wait for something more urgent, in order; None while records are written at once."""
 
@@ -61,6 +64,18 @@ class InstanceLog:
     def status_text(self, generation: int) -> str:
         """Return the last status text that this generation has reported, or ""."""
         return self._status_text[1] if self._status_text[0] == generation else ""
+
+    def note_error(self, generation: int, **errors: str) -> None:
+        """Note an error that a program has reported: `errno`, a number, or `buserror`, a text."""
+        before = self._errors[1] if self._errors[0] == generation else {}
+        self._errors = generation, {**before, **errors}
+
+    def error_text(self, generation: int) -> str:
+        """Return the error that this generation has last reported, in words, or ""."""
+        errors = self._errors[1] if self._errors[0] == generation else {}
+        number = int(errors.get("errno", "0"))
+        texts = [f"{number} ({os.strerror(number)})"] if number else []
+        return ", ".join((*texts, *filter(None, [errors.get("buserror", "")])))
 
     def hold(self) -> None:
         """Hold back all records from now on."""

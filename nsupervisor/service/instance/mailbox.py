@@ -30,11 +30,18 @@ class RetrySpawn:
 
 
 @attrs.frozen
+class Barrier:
+    """BARRIER=1, sd_notify(3): close the descriptor, now that all messages before have been handled."""
+
+    fd: int
+
+
+@attrs.frozen
 class Shutdown:
     """Stop the actor: no more messages will come."""
 
 
-Message = events.Input | RulesPending | Call | Shutdown | Execed | Ended | RetrySpawn
+Message = events.Input | RulesPending | Call | Barrier | Shutdown | Execed | Ended | RetrySpawn
 
 
 @attrs.define(eq=False)

@@ -91,8 +91,8 @@ class Probes:
         self.context.nursery.start_soon(self._run, subject, self._scope)
 
     def _wanted(self, lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[object, ...] | None:
-        if lifecycle.state not in (State.RUNNING, State.READY):
-            return None  # a program that is frozen or stopping cannot answer
+        if lifecycle.state not in (State.RUNNING, State.READY) or lifecycle.is_reloading:
+            return None  # a program that is frozen or stopping cannot answer, and one that reloads need not
         if not workload.probes and lifecycle.started_type != PROBED:
             return None
         if reports_readiness(lifecycle, workload) and lifecycle.state is not State.READY:

@@ -56,6 +56,8 @@ class Program:
     """Receives the generation and a report of `NotificationReader`."""
     on_status: Callable[[int, str, int], None]
     """Receives the generation and a status text, as `StatusTexts` reports it."""
+    on_barrier: Callable[[int], None]
+    """Receives the descriptor of a barrier, and owns it: see `NotificationReader`."""
     pid: int | None = attrs.field(init=False, default=None)
     """The program's pid, in the host's PID namespace; before it is executed, that of the first process."""
     process: ProcessRef | None = attrs.field(init=False, default=None)
@@ -238,7 +240,13 @@ class Program:
         on_notification, on_status = partial(self.on_notification, generation), partial(self.on_status, generation)
         tree, is_part_of = self.context.keeper.tree, self.context.kernel.is_part_of
         self._notifications = NotificationReader(
-            ours, watchdog_sec, on_notification, on_status, lambda pid: is_part_of(pid, self.name, tree), is_ready
+            ours,
+            watchdog_sec,
+            on_notification,
+            on_status,
+            lambda pid: is_part_of(pid, self.name, tree),
+            self.on_barrier,
+            is_ready,
         )
         self._notifications.set_watchdog(self._is_watchdog_active)
         self.context.nursery.start_soon(self._notifications.run, scope)

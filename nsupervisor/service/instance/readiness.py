@@ -11,9 +11,8 @@ process by then. If that process is outside, a message of the helper is dropped.
 """
 
 import math
-import socket as stdlib_socket
-import struct
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,15 +20,23 @@ import attrs
 import trio
 
 from nsupervisor.keeper.setup.spec import host_id
-from nsupervisor.notify_socket import MAX_DATAGRAM_BYTES, NotifySocket
+from nsupervisor.notify_socket import (
+    ANCILLARY_BYTES,
+    MAX_DATAGRAM_BYTES,
+    Ancillary,
+    Datagram,
+    NotifySocket,
+    descriptors_in,
+    sender_of,
+)
 from nsupervisor.service.instance.status_texts import StatusTexts
 
 MAX_EXTENSION_S = 366 * 86400.0
 """The most seconds by which a program may extend its time at once."""
+MAX_ERRNO = 4095
+"""The largest number of an error, MAX_ERRNO in include/linux/err.h."""
 REFUSALS_INTERVAL_S = 60.0
 """Seconds between two records about messages of others."""
-_UCRED = struct.Struct("iII")  # struct ucred, unix(7): pid, uid, gid
-_ANCILLARY = stdlib_socket.CMSG_SPACE(_UCRED.size)
 Sender = Callable[[int], bool]
 """Whether a process, by its pid, may speak for the program; True if it has ended."""
 
@@ -44,47 +51,50 @@ def parse(data: bytes) -> dict[str, str]:
     return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
 
 
-async def receive(ours: NotifySocket, is_own: Sender, refuse: Callable[[int], None]) -> dict[str, str]:
-    """The assignments of the next datagram that counts. `refuse` gets the pid of the sender of one that does not."""
+async def receive(ours: NotifySocket, is_own: Sender, refuse: Callable[[int], None]) -> Datagram:
+    """Return the next datagram that counts. `refuse` gets the pid of the sender of one that does not."""
     while True:
         if ours.backlog:
-            return parse(ours.backlog.popleft())
-        data, ancillary, _, _ = await ours.socket.recvmsg(MAX_DATAGRAM_BYTES, _ANCILLARY)
-        if _counts(ancillary, is_own, refuse):
-            return parse(data)
+            return ours.backlog.popleft()
+        data, ancillary, _, _ = await ours.socket.recvmsg(MAX_DATAGRAM_BYTES, ANCILLARY_BYTES)
+        if (datagram := _take(data, ancillary, is_own, refuse)) is not None:
+            return datagram
 
 
-def _counts(ancillary: list[tuple[int, int, bytes]], is_own: Sender, refuse: Callable[[int], None]) -> bool:
-    pid = _sender(ancillary)
+def _take(data: bytes, ancillary: Ancillary, is_own: Sender, refuse: Callable[[int], None]) -> Datagram | None:
+    """Return a datagram if it counts; otherwise close its descriptors."""
+    pid, fds = sender_of(ancillary), descriptors_in(ancillary)
     if pid <= 0 or is_own(pid):  # 0: sent before SO_PASSCRED was set, or from a PID namespace that is not visible
-        return True
+        return Datagram(data, fds)
+    _close(fds)
     refuse(pid)
-    return False
+    return None
 
 
-def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
-    for level, kind, data in ancillary:
-        if level == stdlib_socket.SOL_SOCKET and kind == stdlib_socket.SCM_CREDENTIALS:
-            return int(_UCRED.unpack_from(data)[0])
-    return 0
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
-def _seconds(microseconds: str) -> float | None:
-    """Return a time of a message in seconds; None if it is none, or longer than `MAX_EXTENSION_S`."""
+def _seconds(microseconds: str, maximum_s: float = MAX_EXTENSION_S) -> float | None:
+    """Return a time of a message in seconds; None if it is none, or longer than `maximum_s`."""
     if not (microseconds.isascii() and microseconds.isdecimal() and len(microseconds) < 20):
         return None
     seconds = int(microseconds) / 1e6
-    return seconds if seconds <= MAX_EXTENSION_S else None
+    return seconds if seconds <= maximum_s else None
 
 
 @attrs.define(eq=False)
 class NotificationReader:
     """Reads the messages of one generation.
 
-    `on_notification` receives ("READY", ""), ("EXTEND", seconds) and ("WATCHDOG", reason). The last one means that the
+    `on_notification` receives ("READY", ""), ("RELOADING", seconds or ""), ("STOPPING", ""), ("RESTART_RESET", ""),
+    ("ERRNO", number), ("BUSERROR", text), ("EXTEND", seconds) and ("WATCHDOG", reason). The last one means that the
     program triggered the watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required) while
     `set_watchdog` requires them. At most once a minute it also receives ("REFUSED", text), for messages of other
     processes. `on_status` receives status texts as `StatusTexts` reports them.
+
+    `on_barrier` gets the descriptor of BARRIER=1, and closes it when all notifications before it have been handled.
     """
 
     socket: NotifySocket
@@ -92,6 +102,7 @@ class NotificationReader:
     on_notification: Callable[[str, str], None]
     on_status: Callable[[str, int], None]
     is_own: Sender = lambda pid: True
+    on_barrier: Callable[[int], None] = os.close
     is_ready: bool = False
     """Whether the program has sent READY=1."""
     _statuses: StatusTexts | None = attrs.field(init=False, default=None)
@@ -134,14 +145,26 @@ class NotificationReader:
         Race: a program that sends READY=1 and exits may be reported as exited before the reading task runs.
         """
         while self.socket.backlog:
-            self._handle(parse(self.socket.backlog.popleft()))
+            self._handle(self.socket.backlog.popleft())
         with suppress(OSError):  # BlockingIOError: no message waits
             while True:
-                data, ancillary, _, _ = self.socket.receive_now(MAX_DATAGRAM_BYTES, _ANCILLARY)
-                if _counts(ancillary, self.is_own, self._refuse):
-                    self._handle(parse(data))
+                data, ancillary, _, _ = self.socket.receive_now(MAX_DATAGRAM_BYTES, ANCILLARY_BYTES)
+                if (datagram := _take(data, ancillary, self.is_own, self._refuse)) is not None:
+                    self._handle(datagram)
 
-    def _handle(self, assignments: Mapping[str, str]) -> None:
+    def _handle(self, datagram: Datagram) -> None:
+        assignments = parse(datagram.data)
+        if assignments == {"BARRIER": "1"} and len(datagram.fds) == 1:  # alone, sd_notify(3)
+            self.on_barrier(datagram.fds[0])
+            return
+        _close(datagram.fds)
+        self._handle_assignments(assignments)
+
+    def _handle_assignments(self, assignments: Mapping[str, str]) -> None:
+        # RELOADING=1 comes before READY=1: a message with both is about a reload that is done, as in systemd.
+        if assignments.get("RELOADING") == "1":
+            since = _seconds(assignments.get("MONOTONIC_USEC", ""), math.inf)
+            self.on_notification("RELOADING", "" if since is None else repr(since))
         if assignments.get("READY") == "1":
             self.is_ready = True
             self.on_notification("READY", "")
@@ -149,6 +172,14 @@ class NotificationReader:
             self._statuses.offer(assignments["STATUS"])
         if (seconds := _seconds(assignments.get("EXTEND_TIMEOUT_USEC", ""))) is not None:
             self.on_notification("EXTEND", repr(seconds))
+        if assignments.get("RESTART_RESET") == "1":
+            self.on_notification("RESTART_RESET", "")
+        if (number := assignments.get("ERRNO", "")).isascii() and number.isdecimal() and int(number) <= MAX_ERRNO:
+            self.on_notification("ERRNO", number)
+        if "BUSERROR" in assignments:
+            self.on_notification("BUSERROR", assignments["BUSERROR"])
+        if assignments.get("STOPPING") == "1":
+            self.on_notification("STOPPING", "")
         if assignments.get("WATCHDOG") == "trigger":
             self.on_notification("WATCHDOG", "said WATCHDOG=trigger")
         elif assignments.get("WATCHDOG") == "1" and self._watchdog_expires_at < math.inf:

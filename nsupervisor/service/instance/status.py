@@ -11,6 +11,7 @@ from nsupervisor.config.expansion import Instance
 from nsupervisor.config.probes import ProbeKind
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Lifecycle
+from nsupervisor.core.phases import describe_phase
 from nsupervisor.core.rules.rules import Limits
 from nsupervisor.core.states import State
 from nsupervisor.logs import Blockage
@@ -43,6 +44,8 @@ class InstanceStatus:
     last_event: Mapping[str, Any] | None
     status_text: str
     """The text that the present program has last reported with STATUS=, sd_notify(3); or ""."""
+    error_text: str
+    """The error that it has last reported with ERRNO= or BUSERROR=, in words; or ""."""
     probes: Mapping[ProbeKind, LatestResult]
     blockage: Blockage | None
     """The output that has waited longest to be written; None if none is blocked."""
@@ -57,6 +60,7 @@ class InstanceStatus:
             "command": list(self.command),
             "root": self.root,
             "state": lifecycle.state.value,
+            "phase": describe_phase(lifecycle.phase),
             "reason": self.waits_for or self._reason(now),
             "pid": self.pid if lifecycle.is_alive else None,
             "generation": lifecycle.generation,
@@ -66,6 +70,7 @@ class InstanceStatus:
             "ready": self.is_up,
             "edges": self.edges,
             "status_text": self.status_text if lifecycle.is_alive else "",
+            "error_text": self.error_text if lifecycle.is_alive else "",
             "probes": {kind: _probe_to_json(latest) for kind, latest in self.probes.items()},
             "output_blocked_sec": round(self.blockage.seconds, 3) if self.blockage is not None else None,
             "output_blocked_by": self.blockage.reason if self.blockage is not None else "",

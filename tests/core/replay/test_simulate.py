@@ -280,7 +280,8 @@ def test_instances_share_their_workloads_configuration():
 def test_what_the_lifecycle_reads_of_a_workload_is_in_the_trace():
     text = (ROOT / "nsupervisor" / "core" / "lifecycle.py").read_text()
     names = re.findall(r"workload\.([a-z_]+)", text)
-    assert {"start_limit_burst" if name == "start_limit" else name for name in names} == {
+    keys = {"start_limit": "start_limit_burst", "signal_of_reload": "reload_signal"}
+    assert {keys.get(name, name) for name in names} == {
         *LIFECYCLE_KEYS,
         *LATER_LIFECYCLE_KEYS,
     }
@@ -294,6 +295,7 @@ def test_every_event_can_be_told():
         "reason": "hung",
         "probe": "liveness",
         "seconds": 2.5,
+        "since": 3.25,
         "requested_by": "boot",
     }
     for kind in INPUTS.values():

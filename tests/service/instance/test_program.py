@@ -30,7 +30,7 @@ def make_program(directory: Path, nursery: trio.Nursery, reports: list[str]) -> 
         nursery=nursery,
         runtime_directory=directory,
     )
-    return Program("web", None, context, lambda generation, kind, text: reports.append(kind), lambda *_: None)
+    return Program("web", None, context, lambda generation, kind, text: reports.append(kind), lambda *_: None, os.close)
 
 
 def make_child(directory: Path) -> Child:

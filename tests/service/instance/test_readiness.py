@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from nsupervisor.notify_socket import notify_socket, socket_path
+from nsupervisor.notify_socket import Datagram, notify_socket, socket_path
 from nsupervisor.service.instance.readiness import NotificationReader, host_owner, parse, receive
 from nsupervisor.service.instance.status_texts import REPORT_INTERVAL_S
 from tests.needs import needs
@@ -60,7 +60,7 @@ async def test_a_message_comes_with_its_sender(directory, path):
     with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
         theirs.connect(str(path))
         theirs.send(b"READY=1")
-        assert await receive(ours, is_own, never) == {"READY": "1"}
+        assert parse((await receive(ours, is_own, never)).data) == {"READY": "1"}
     assert asked == [os.getpid()]
     assert os.listdir(directory) == []
 
@@ -72,7 +72,7 @@ async def test_a_message_of_another_workload_is_dropped(path):
         theirs.sendto(b"WATCHDOG=trigger", str(path))
         theirs.sendto(b"READY=1", str(path))
         answers = iter((False, True))
-        assert await receive(ours, lambda pid: next(answers), refused.append) == {"READY": "1"}
+        assert parse((await receive(ours, lambda pid: next(answers), refused.append)).data) == {"READY": "1"}
     assert refused == [os.getpid()]
 
 
@@ -85,8 +85,8 @@ async def test_what_waited_while_no_service_ran_counts_by_its_socket(path):
         fd = os.dup(first.socket.fileno())
         with notify_socket(directory_of_another(path), None, fd) as second:
             assert second.path == path, "it stays where the program knows it"
-            assert await receive(second, lambda pid: False, never) == {"READY": "1"}
-            assert await receive(second, lambda pid: False, never) == {"STATUS": "x"}
+            assert parse((await receive(second, lambda pid: False, never)).data) == {"READY": "1"}
+            assert parse((await receive(second, lambda pid: False, never)).data) == {"STATUS": "x"}
 
 
 def directory_of_another(path):
@@ -127,7 +127,7 @@ async def test_systemds_own_client_is_understood(path):
         with trio.fail_after(deadline(10)):
             command = ["systemd-notify", "--ready", "--status=warm"]
             await trio.run_process(command, env=env, check=False)  # the socket keeps what is sent before it is read
-            said = await receive(ours, everyone, never)
+            said = parse((await receive(ours, everyone, never)).data)
         assert said["READY"] == "1"
         assert said["STATUS"] == "warm"
 
@@ -159,7 +159,7 @@ async def test_messages_that_no_task_has_read_are_read_at_the_exit(path):
     """The exit of a program that sends READY=1 and exits may be reported before the task has run."""
     said, statuses, answers = [], [], iter((True, False))
     with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
-        ours.backlog.append(b"STATUS=lost with the task")
+        ours.backlog.append(Datagram(b"STATUS=lost with the task"))
         reader = NotificationReader(
             ours, 0, lambda *what: said.append(what), lambda *status: statuses.append(status), lambda _: next(answers)
         )
@@ -242,3 +242,96 @@ async def test_a_program_may_ask_for_more_time_but_not_for_ever(path):
             theirs.sendto(f"EXTEND_TIMEOUT_USEC={value}".encode(), str(path))
         reader.read_waiting()
     assert notified == [("EXTEND", "2.5"), ("EXTEND", "0.0"), ("EXTEND", "31622400.0")]
+
+
+@contextmanager
+def reading(path, on_barrier=os.close):
+    """A program's socket, its reader, and what that reports."""
+    notified = []
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        yield (
+            NotificationReader(ours, 0.0, lambda *news: notified.append(news), never, everyone, on_barrier),
+            theirs,
+            notified,
+        )
+
+
+async def test_a_reload_that_is_done_is_reported_in_one_message(path):
+    with reading(path) as (reader, theirs, notified):
+        theirs.send(b"READY=1\nMONOTONIC_USEC=2500000\nRELOADING=1")
+        theirs.send(b"RELOADING=1\nMONOTONIC_USEC=soon")
+        reader.read_waiting()
+    assert notified == [("RELOADING", "2.5"), ("READY", ""), ("RELOADING", "")]
+
+
+async def test_other_notifications(path):
+    with reading(path) as (reader, theirs, notified):
+        theirs.send(b"STOPPING=1\nERRNO=28\nBUSERROR=org.example.Error\nRESTART_RESET=1\nEXIT_STATUS=3")
+        theirs.send(b"STOPPING=0\nERRNO=-1\nRESTART_RESET=yes")
+        theirs.send(b"ERRNO=99999999999999999999")
+        reader.read_waiting()
+    assert notified == [("RESTART_RESET", ""), ("ERRNO", "28"), ("BUSERROR", "org.example.Error"), ("STOPPING", "")]
+
+
+def is_closed(reader_fd):
+    """Return whether no process has the other end of a pipe."""
+    with os.fdopen(os.dup(reader_fd), "rb", buffering=0) as pipe:
+        os.set_blocking(pipe.fileno(), False)
+        return pipe.read() == b""
+
+
+async def test_a_barrier_is_given_on_after_the_messages_before_it(path):
+    order = []
+    with reading(path, order.append) as (reader, theirs, notified):
+        before, (readable, writable) = {*os.listdir("/proc/self/fd")}, os.pipe()
+        theirs.send(b"READY=1")
+        socket.send_fds(theirs, [b"BARRIER=1"], [writable])
+        os.close(writable)
+        theirs.send(b"STOPPING=1")
+        reader.read_waiting()
+        assert notified == [("READY", ""), ("STOPPING", "")]
+        assert len(order) == 1
+        assert not is_closed(readable)
+        os.close(order[0])
+        assert is_closed(readable)
+        os.close(readable)
+        assert {*os.listdir("/proc/self/fd")} == before
+
+
+@pytest.mark.parametrize("message", [b"READY=1", b"BARRIER=1\nREADY=1", b"BARRIER=0"])
+async def test_other_descriptors_are_closed(path, message):
+    barriers = []
+    with reading(path, barriers.append) as (reader, theirs, _):
+        before = {*os.listdir("/proc/self/fd")}
+        socket.send_fds(theirs, [message], [theirs.fileno()] * 100)
+        reader.read_waiting()
+        assert {*os.listdir("/proc/self/fd")} == before
+    assert barriers == []
+
+
+async def test_the_descriptor_of_another_process_is_closed(path):
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        refused, before = [], {*os.listdir("/proc/self/fd")}
+        socket.send_fds(theirs, [b"BARRIER=1"], [theirs.fileno()])
+        reader = NotificationReader(ours, 0.0, lambda *news: refused.append(news), never, lambda _: False, never)
+        reader.read_waiting()
+        assert [kind for kind, _ in refused] == ["REFUSED"]
+        assert {*os.listdir("/proc/self/fd")} == before
+
+
+async def test_a_barrier_that_waited_while_no_service_ran_is_kept(path):
+    readable, writable = os.pipe()
+    with notify_socket(path, None) as first, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        theirs.send(b"READY=1")
+        socket.send_fds(theirs, [b"BARRIER=1"], [writable])
+        os.close(writable)
+        with notify_socket(directory_of_another(path), None, os.dup(first.socket.fileno())) as second:
+            assert not is_closed(readable)
+            reader = NotificationReader(second, 0.0, lambda *_: None, never)
+            reader.read_waiting()
+            assert reader.is_ready
+            assert is_closed(readable)
+    os.close(readable)

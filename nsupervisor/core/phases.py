@@ -1,0 +1,25 @@
+"""Phases of a generation: what the supervisor does with a program besides the state of its lifecycle.
+
+The words are those of the substates of systemd's services.
+"""
+
+import enum
+
+
+class Phase(enum.Enum):
+    """The phase of a generation."""
+
+    NONE = ""
+    RELOAD_SIGNAL = "reload-signal"
+    """`reload_signal` was sent; the program has to answer with RELOADING=1."""
+    RELOAD_NOTIFY = "reload-notify"
+    """The program has sent RELOADING=1, and has to send READY=1 when it is done."""
+
+
+RELOAD_PHASES = frozenset({Phase.RELOAD_SIGNAL, Phase.RELOAD_NOTIFY})
+"""The program reads its configuration again."""
+
+
+def describe_phase(phase: Phase) -> str:
+    """Return a phase in words, as `status` shows it behind the state; "" for none."""
+    return "reloading" if phase in RELOAD_PHASES else ""
