@@ -432,7 +432,7 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
         (spaces.hostname is not None, ("namespaces", "hostname"), "uts", spaces.uts is True),
         (bool(spaces.time_offsets), ("namespaces", "time_offsets"), "time", spaces.time),
         (bool(workload.mounts), ("mounts",), "mount", spaces.mount),
-        (workload.root.path is not None, ("root",), "mount", spaces.mount),
+        (workload.root.is_own, ("root",), "mount", spaces.mount),
         (bool(workload.volumes), ("volumes",), "mount", spaces.mount),
         (bool(workload.credentials), ("credentials",), "mount", spaces.mount),
         (bool(workload.user_namespace.uid_mappings), ("user_namespace", "uid_mappings"), "user", spaces.user),
@@ -491,6 +491,14 @@ def _join_conflicts(workload: WorkloadConfig, path: KeyPath, config: Config) -> 
 
 def _root_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     root = workload.root
+    if root.path is not None and root.image is not None:
+        yield Conflict(
+            (*path, "root", "image"), "and path are two roots; remove one of them", ((*path, "root", "path"),)
+        )
+    if any("image" in differences.get("root", ()) for differences in workload.variants.values()):
+        yield Conflict((*path, "root", "image"), "is the same for all instances; write a workload for each image")
+    if root.path is None and root.image is not None:
+        return
     if root.path is None:
         for name, is_given in (("readonly", root.readonly), ("overlay", root.overlay)):
             if is_given:

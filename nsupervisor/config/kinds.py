@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from nsupervisor.config import units
 from nsupervisor.config.conditions import parse_condition
+from nsupervisor.config.image_reference import parse_reference
 from nsupervisor.config.quoting import alternatives, did_you_mean, quoted
 from nsupervisor.config.urls import check_url, public_url
 
@@ -221,6 +222,10 @@ def _overlay(value: Any) -> bool | str:
     if not isinstance(value, str):
         raise ValueError("is not true or false; write true for a layer in memory, or the name of one that is kept")
     return _name(value)
+
+
+def _image(value: Any) -> str:
+    return str(parse_reference(_text(value)))
 
 
 def _relative_path(value: Any) -> str:
@@ -632,6 +637,7 @@ ADDRESS = Scalar(
 OVERLAY = Scalar(
     _overlay, {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": whole_text_pattern(NAME_PATTERN)}]}
 )
+IMAGE = Scalar(_image, {"type": "string", "pattern": "^(oci|oci-archive|docker-archive):/[^:]+(:.+)?$"})
 PATH_CONDITION = Scalar(_negatable(_path), {"type": "string", "pattern": "^!?/"})
 HOST_CONDITION = Scalar(_negatable(_word), {"type": "string", "pattern": whole_text_pattern(r"!?\S(.*\S)?")})
 ENVIRONMENT_CONDITION = Scalar(_negatable(_variable_condition), {"type": "string", "pattern": "^!?[^=!]"})

@@ -51,8 +51,9 @@ def lint(config: Config) -> Iterator[Conflict]:
         yield Conflict((), f"there is no workload in it, so nothing would be run; {suggestion}")
     for name, workload in config.workloads.items():
         yield from _lint_command(workload.command, ("workload", name, "command"))
-        yield from _lint_isolation(workload)
-        yield from _lint_daemon(workload)
+        if workload.command:  # otherwise it is that of its image
+            yield from _lint_isolation(workload)
+            yield from _lint_daemon(workload)
         yield from _lint_restarts(workload, ("workload", name))
         yield from _lint_stop(workload, ("workload", name))
         shared = workload.group is not None  # the limits of the group apply, too

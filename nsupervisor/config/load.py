@@ -247,6 +247,9 @@ class _Loader:
                 values.setdefault(slot.attribute, {})[slot.member] = result
         for name, slot in slots.items():
             if slot.is_required and slot.attribute not in values:
+                if cls is model.WorkloadConfig and name == "command" and _has_image(table):
+                    values[slot.attribute] = ()  # the image's
+                    continue
                 if name not in table:
                     self.report((*path, name), f"is missing; write {name} = … ({slot.doc})")
                 values[slot.attribute] = None
@@ -448,3 +451,8 @@ def with_literals(kind: Kind, value: Any) -> Any:
 def equal_settings(cls: type, table: Any, other_table: Any) -> bool:
     """Check whether two tables have equal values for all keys; their positions in the file may differ."""
     return all(slot.value_in(table) == slot.value_in(other_table) for slot in key_slots(cls).values())
+
+
+def _has_image(table: Mapping[str, Any]) -> bool:
+    root = table.get("root")
+    return "command" not in table and isinstance(root, dict) and "image" in root

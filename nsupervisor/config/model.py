@@ -199,6 +199,10 @@ class RootConfig(Table):
     path: str | None = field(
         default=None, metadata=key(kinds.PATH, "a directory with the root file system; default: the host's root")
     )
+    image: str | None = field(
+        default=None,
+        metadata=key(kinds.IMAGE, 'a container image in place of a directory: "oci:DIR:TAG", "docker-archive:FILE"'),
+    )
     readonly: bool = field(default=False, metadata=key(kinds.BOOLEAN, "it is read-only, with all that is in it"))
     overlay: bool | str = field(
         default=False,
@@ -206,6 +210,11 @@ class RootConfig(Table):
             kinds.OVERLAY, 'changes go to a layer above it: true, in memory; "NAME", kept below the state directory'
         ),
     )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the workload has a root of its own, a directory or an image."""
+        return self.path is not None or self.image is not None
 
 
 @frozen(kw_only=True, repr=False)
@@ -842,6 +851,8 @@ class WorkloadConfig(Table):
         default=(), metadata=key(TablesOf(Rule), "what the cgroup's events lead to", live=True)
     )
     log: LogConfig = field(factory=LogConfig, metadata=key(TableOf(LogConfig), "what becomes of its output", live=True))
+    image_environment: dict[str, str] = field(factory=dict)
+    """The variables of its image, once that is loaded. The environment files and `environment` win."""
     variants: dict[Instance, Differences] = field(factory=dict)
     """For each instance that differs, how; the attributes above are those of the first instance."""
     differ: Callable[[Instance], Differences] | None = field(default=None, eq=False)

@@ -76,7 +76,10 @@ def _definition(cls: type, definitions: dict[str, Any]) -> dict[str, str]:
             "additionalProperties": False,
         }
         required = [key for key, slot in slots.items() if slot.is_required]
-        if required and cls is not model.TemplateConfig:
+        if cls is model.WorkloadConfig:
+            image = {"properties": {"root": {"required": ["image"]}}, "required": ["root"]}
+            described["anyOf"] = [{"required": required}, image]
+        elif required and cls is not model.TemplateConfig:
             described["required"] = required
         definitions[name] = described
     return {"$ref": f"#/$defs/{name}"}

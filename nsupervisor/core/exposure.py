@@ -71,7 +71,7 @@ def _view(key: str, weight: float, reason: str, value: str = "true", of_host: bo
         f"security.{key} = {value}",
         lambda workload, found: (
             not workload.namespaces.mount
-            or (found[key] in (False, "default", "auto") and not (of_host and workload.root.path is not None))
+            or (found[key] in (False, "default", "auto") and not (of_host and workload.root.is_own))
         ),
     )
 
@@ -120,7 +120,7 @@ CHECKS = (
         "files outside of /usr and /boot are writable for root",
         'security.protect_system = "strict"',
         lambda workload, found: (
-            not workload.namespaces.mount or (found["protect_system"] != "strict" and workload.root.path is None)
+            not workload.namespaces.mount or (found["protect_system"] != "strict" and not workload.root.is_own)
         ),
     ),
     _view("protect_home", 3, "home directories are visible", of_host=True),

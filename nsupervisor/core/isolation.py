@@ -87,7 +87,7 @@ def _namespace_findings(
         ((*path, "namespaces", "hostname"), "uts", workload.namespaces.hostname is not None, False),
         ((*path, "namespaces", "time_offsets"), "time", bool(workload.namespaces.time_offsets), False),
         ((*path, "mounts"), "mount", bool(workload.mounts), True),
-        ((*path, "root"), "mount", workload.root.path is not None, True),
+        ((*path, "root"), "mount", workload.root.is_own, True),
         ((*path, "volumes"), "mount", bool(workload.volumes), True),
         ((*path, "credentials"), "mount", bool(workload.credentials), True),
         ((*path, "user_namespace", "uid_mappings"), "user", bool(workload.user_namespace.uid_mappings), True),

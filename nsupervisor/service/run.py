@@ -69,6 +69,7 @@ from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.observe.log_rotation import log_rotation
 from nsupervisor.service.observe.output_follower import OutputFollowers
 from nsupervisor.service.platform.clock import MonotonicClock
+from nsupervisor.service.platform.images import resolve_images
 from nsupervisor.service.platform.isolation import Isolation
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.platform.reaper import reap_orphans
@@ -76,7 +77,7 @@ from nsupervisor.service.platform.runtime_directory import KeptDirectory, runtim
 from nsupervisor.service.platform.service_manager import notify_service_manager
 from nsupervisor.service.preflight.capacity import connections_allowed, raise_descriptor_limit
 from nsupervisor.service.preflight.privileges import explain_permission_error, has_dynamic_users, has_uid_ranges
-from nsupervisor.service.preflight.requirements import check_text, record_fields
+from nsupervisor.service.preflight.requirements import IMAGE_REASON, check_text, record_fields
 from nsupervisor.service.preflight.security import PROFILE_REASON
 from nsupervisor.service.recovery.resume import begin_first_jobs
 from nsupervisor.service.recovery.takeover import (
@@ -119,7 +120,9 @@ def main(path: str, closed: Collection[int] = ()) -> int:
     try:
         host = Host.discover()
         text = read_text(path)
-        config, problems, unmet, positions, isolation = check_text(text, path, host)
+        config, problems, unmet, positions, isolation = check_text(
+            text, path, host, resolve=partial(resolve_images, loads=True)
+        )
     except ConfigError as error:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, error.problems))
     except CgroupError as error:
@@ -128,7 +131,10 @@ def main(path: str, closed: Collection[int] = ()) -> int:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, problems))
     assert isolation is not None
     warnings = [
-        ("feature unavailable" if reason in (AUTO_REASON, PROFILE_REASON) else "limit not enforced", problem)
+        (
+            "feature unavailable" if reason in (AUTO_REASON, PROFILE_REASON, IMAGE_REASON) else "limit not enforced",
+            problem,
+        )
         for problem, reason in unmet
     ]
     warnings += [("doubtful", doubt) for doubt in lint_warnings(config, positions)]

@@ -188,6 +188,7 @@ RARE = {
     *("http.client", "email", "calendar", "asyncio", "rich"),
     *(f"nsupervisor.service.{name}" for name in ("timers.timers", "instance.probes", "instance.probe_command")),
     *(f"nsupervisor.service.{name}" for name in ("instance.exec_session", "platform.probe_client")),
+    *("nsupervisor.service.platform.image_store", "nsupervisor.images.errors", "nsupervisor.images.store"),
     *(f"nsupervisor.core.timers.{name}" for name in ("timer", "schedule", "occurrences")),
 }
 """What the service loads when a configuration has a timer, a probe or a webhook, or when a client executes a command.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from nsupervisor.images.store import ImageRecord, Store
 
 _SHORT_ID, _SHOWN_USERS = 12, 2
+MAX_MEMORY = 2 << 30
+"""The most bytes of memory of `load`."""
 NO_LIMIT = 1 << 62
 """"infinity" as a size."""
 
@@ -122,6 +124,8 @@ def load(
     except ValueError as error:
         raise click.UsageError(f"--max-size: {error}") from None
 
+    _limit_memory()
+
     def run(store: Store | None, _: Config | None) -> int:
         assert store is not None
         for text, reference in parsed:
@@ -140,6 +144,15 @@ def load(
         return DONE
 
     return _with_store(config, state_directory, run, makes=True)
+
+
+def _limit_memory() -> None:
+    """Limit the memory of this process: what it reads is limited, and this is for what was not thought of."""
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or hard > MAX_MEMORY:
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, hard))
 
 
 @image.command("rm", short_help="Remove images.")
@@ -196,9 +209,7 @@ def _users(store: Store, config: Config | None, reference: str) -> list[str]:
     """Return the instances that run from an image, and the workloads of a configuration that name it."""
     users = [use.instance for use in store.list_uses() if use.reference == reference]
     if config is not None:
-        users += [
-            workload.name for _, workload in config.each_variant() if getattr(workload.root, "image", None) == reference
-        ]
+        users += [workload.name for _, workload in config.each_variant() if workload.root.image == reference]
     return list(dict.fromkeys(users))
 
 

@@ -112,6 +112,14 @@ class Program:
         failed.
         """
         self.close_notify_socket()
+        if workload.root.image is not None:
+            if workload.root.path is None:
+                from nsupervisor.images.errors import ImageUnavailableError
+
+                raise ImageUnavailableError(_missing_image(workload))
+            # In a thread: the store is locked for a moment, and written to the disk.
+            note = self.context.kernel.note_image_use
+            await call_in_thread(note, self.context.state_directory, self.name, workload)
         variables = environment_file_variables(workload)
         spec, digest = self._spec(workload, generation, cgroup, variables), self.context.digest
         watchdog_sec, own = workload.watchdog_sec, {}
@@ -177,6 +185,9 @@ class Program:
 
         `workload`: says which they are, if an earlier supervisor has made them.
         """
+        if workload.root.image is not None:
+            forget = self.context.kernel.forget_image_use
+            await call_in_thread(forget, self.context.state_directory, self.name)
         directories, self._directories = self._directories, ()
         if not directories and workload.runtime_directory:
             directories = own_directories(workload, self.instance, self.context.state_directory)
@@ -395,6 +406,8 @@ class Program:
         Users and environment files are read as for a start; of files, only their presence and permissions. If a file
         system does not answer, that is left to the start.
         """
+        if workload.root.image is not None and workload.root.path is None:
+            return StartObstacle(("root", "image"), _missing_image(workload))
         try:
             spec = self._spec(workload, generation, cgroup)
         except IdentityError as error:
@@ -421,6 +434,12 @@ class Program:
             context.state_directory,
             context.dynamic_users,
         )
+
+
+def _missing_image(workload: WorkloadConfig) -> str:
+    """Return why a workload whose image could not be used when the configuration was loaded cannot be started."""
+    load = f"nsupervisor image load {workload.root.image}"
+    return f"its image is not loaded, or has changed; {load} loads it or says why not, and nsupervisor reload uses it"
 
 
 def find_program(cgroup: Cgroup, context: ServiceContext, pipes: tuple[int, int] = (0, 0)) -> ProcessRef | None:

@@ -19,6 +19,7 @@ from nsupervisor.cgroups.membership import is_part_of
 from nsupervisor.cgroups.notifications import KernelNotifications, Notifications
 from nsupervisor.config.compose import Find
 from nsupervisor.config.files import find_included, reread_text
+from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.config.probes import ProbeConfig
 from nsupervisor.core.probes import ProbeResult
 from nsupervisor.core.start_conditions import StartCondition
@@ -28,6 +29,7 @@ from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
 from nsupervisor.service.platform.exec_streams import OpenExecStreams, open_exec_streams
+from nsupervisor.service.platform.images import ResolveImages, forget_image_use, note_image_use, resolve_images
 from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
@@ -101,6 +103,12 @@ class Kernel:
     """Opens the namespace of a kind of the process behind a pidfd, to join it. Raises OSError."""
     open_namespace_file: Callable[[str, str], int] = joining.open_file
     """Opens the namespace behind a file, which must be of this kind; called in a thread. Raises OSError."""
+    resolve_images: ResolveImages = resolve_images
+    """Finds the images of workloads, and loads them if asked to; called in a thread."""
+    note_image_use: Callable[[str, str, WorkloadConfig], None] = note_image_use
+    """Notes what an instance is started from; called in a thread. Raises OSError."""
+    forget_image_use: Callable[[str, str], None] = forget_image_use
+    """Notes that an instance does not run; called in a thread. Raises OSError."""
     isolate: Isolate = isolate
     """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
     instance_of: Callable[[int], str] | None = None

@@ -40,6 +40,7 @@ from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.instance.root import resolve_in_root
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables, passed_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
+from nsupervisor.service.platform.images import resolve_images
 from nsupervisor.service.platform.isolation import Isolate, Isolation, isolate
 from nsupervisor.service.platform.roots import find_in_root
 from nsupervisor.service.preflight.capacity import descriptor_shortage
@@ -63,6 +64,7 @@ OTHER_HIERARCHY = "it depends on who runs it, and where: the service has a cgrou
 _RuleT = TypeVar("_RuleT", bound=Rule)
 
 NOT_YET_PRESENT = "it may be there when it is started"
+IMAGE_REASON = "its workload cannot be started before it is loaded"
 
 
 class CheckedText(NamedTuple):
@@ -88,15 +90,20 @@ def check_text(
     privileges: Callable[[], Privileges] = own_privileges,
     isolate: Isolate = isolate,
     find: Find = find_included,
+    resolve: Callable[[Config], tuple[Config, dict[str, str]]] = resolve_images,
 ) -> CheckedText:
     """Parse a configuration, and check its sound parts against the host, if there is one: everything at once.
 
     Problems and warnings are in the order of the lines. Raises ConfigError if no part of the text is usable. For
     `runs_here` see `unmet_requirements`; `privileges` returns those of the service, `isolate` the isolation in force,
-    `find` the files that the text includes.
+    `find` the files that the text includes, `resolve` the configuration with its images (`platform.images`).
     """
     config, problems, positions = parse_sound_parts(text, path, find)
-    warnings: list[tuple[Problem, str]] = []
+    config, without_image = resolve(config)
+    warnings: list[tuple[Problem, str]] = [
+        (positions.problem(("workload", name, "root", "image"), reason), IMAGE_REASON)
+        for name, reason in without_image.items()
+    ]
     isolation = None
     if host is not None:
         isolation = isolate(config.supervisor, host)
@@ -350,6 +357,8 @@ def _unknown_time_zones(workload: WorkloadConfig, runs_here: bool) -> Iterator[_
 
 def _unknown_users(workload: WorkloadConfig) -> Iterator[_Finding]:
     place = workload.root.path
+    if place is None and workload.root.image is not None:
+        return  # it is not loaded, which is reported for itself
     if place is not None and (isinstance(workload.root.overlay, str) or not os.path.isdir(place)):
         return  # the upper layer may have them, or the root is missing, which is reported for itself
     root = None if place is None else {"path": place, "overlay": None}
@@ -397,9 +406,11 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
         ),
     ]
     named += [(("credentials", name), path) for name, path in workload.credentials.items()]
+    if workload.root.image is not None:
+        yield from _unmapped_image(workload)
     if workload.root.path is not None:
         yield from _missing_in_root(workload, workload.root.path)
-    elif not workload.mounts:  # mounts may provide the other files
+    elif not workload.mounts and workload.root.image is None:  # mounts may provide the other files
         named += [(("command",), workload.command[0]), (("working_directory",), workload.working_directory)]
         if "/" not in workload.command[0] and _is_program_missing(workload):
             message = f"there is no program {quoted(workload.command[0])} in PATH; install it, or write its path"
@@ -412,6 +423,17 @@ def _missing_files(workload: WorkloadConfig) -> Iterator[_Finding]:
             yield key, f"there is no {quoted(path)} on this host; install it, or write another path", NOT_YET_PRESENT
         except OSError:  # this user may not see the file
             pass
+
+
+def _unmapped_image(workload: WorkloadConfig) -> Iterator[_Finding]:
+    """Yield a problem if the files of an image belong to users that the user namespace does not have."""
+    mappings = workload.user_namespace.uid_mappings
+    if workload.namespaces.user and os.geteuid() == 0 and not (mappings and mappings[0].host_id == 0):
+        message = (
+            "is owned by users of the host, whom a user namespace with ids of its own does not have; leave out "
+            "namespaces.user, or unpack the image into a directory of these ids, and write root.path"
+        )
+        yield ("root", "image"), message, ""
 
 
 def _missing_in_root(workload: WorkloadConfig, root: str) -> Iterator[_Finding]:

@@ -80,7 +80,7 @@ class Reloader:
 
         Raises ConfigError with every problem.
         """
-        loaded = await self._read(path, text, files)
+        loaded = await self._read(path, text, files, loads=False)
         plan = self._plan(loaded)
         await self._check_restarts(loaded, plan)
         return plan.to_json(loaded.config.path)
@@ -172,11 +172,13 @@ class Reloader:
 
     # ---- before anything changes
 
-    async def _read(self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None) -> _LoadedFile:
+    async def _read(
+        self, path: str | None, text: str | None, files: Sequence[IncludedFile] | None, loads: bool = True
+    ) -> _LoadedFile:
         path = path or self.config.path
         if self.jobs.is_stopping:
             raise _refusal(path, _STOPPING)
-        load = partial(_load, kernel=self.context.kernel)
+        load = partial(_load, kernel=self.context.kernel, loads=loads)
         loaded = await call_in_thread(load, path, text, files, self.host)
         return attrs.evolve(loaded, config=keep_scales(loaded.config, scales(self.config)))
 
@@ -530,13 +532,24 @@ class _ReloadRun:
         self.stream.add(encode_line({"event": "done", **fields}))
 
 
-def _load(path: str, text: str | None, files: Sequence[IncludedFile] | None, host: Host, kernel: Kernel) -> _LoadedFile:
-    """Load the configuration and check it against this host; call it in a thread, since a large one takes a while."""
+def _load(
+    path: str, text: str | None, files: Sequence[IncludedFile] | None, host: Host, kernel: Kernel, loads: bool = True
+) -> _LoadedFile:
+    """Load the configuration and check it against this host; call it in a thread, since a large one takes a while.
+
+    `loads`: images that are missing are loaded.
+    """
     if text is None:
         text = kernel.read_config(path)
     find = kernel.find_included if files is None else find_among(files)
     config, problems, _, positions, _ = check_text(
-        text, path, host, privileges=kernel.privileges, isolate=kernel.isolate, find=find
+        text,
+        path,
+        host,
+        privileges=kernel.privileges,
+        isolate=kernel.isolate,
+        find=find,
+        resolve=partial(kernel.resolve_images, loads=loads),
     )
     if problems:
         raise ConfigError(problems)
