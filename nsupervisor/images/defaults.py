@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import attrs
 
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.config.units import parse_signal
+from nsupervisor.config.units import format_signal, parse_signal
 from nsupervisor.images.documents import ImageConfig
 
 _DEFAULT_SIGNAL = 15
@@ -78,6 +78,8 @@ def table_defaults(table: Mapping[str, object], workload: WorkloadConfig) -> dic
         found["user"] = workload.user
     if workload.working_directory != "/":
         found["working_directory"] = workload.working_directory
+    if workload.kill_signal != _DEFAULT_SIGNAL:
+        found["kill_signal"] = format_signal(workload.kill_signal)
     if workload.volumes:
         found["volumes"] = dict(workload.volumes)
     return found

@@ -67,6 +67,23 @@ def test_the_state_directory_is_that_of_a_configuration(tmp_path, state, referen
     assert (done.returncode, "exclude each other" in done.stderr) == (2, True)
 
 
+def test_check_shows_what_the_image_adds_and_rm_refuses_what_the_file_names(tmp_path, state, reference):
+    config = tmp_path / "site.toml"
+    config.write_text(
+        f'[supervisor]\nstate_directory = "{state}"\n'
+        f'[workload.web]\nroot.image = "{reference}"\nenvironment = {{ B = "2" }}\n'
+    )
+    done = nsupervisor("check", "--json", str(config))
+    assert "it is not loaded, or has changed since" in done.stdout
+    nsupervisor("image", "load", "--config", str(config), reference)
+    (workload,) = json.loads(nsupervisor("check", "--json", "--expanded", str(config)).stdout)["expanded"][
+        "workload"
+    ].values()
+    assert (workload["command"], workload["environment"]) == (["sh"], {"A": "1", "B": "2"})
+    done = nsupervisor("image", "rm", "--config", str(config), reference)
+    assert (done.returncode, "is used by web" in done.stderr) == (1, True)
+
+
 def test_what_cannot_be_loaded_is_said_with_the_reason(tmp_path, state):
     hostile = write_docker_archive(tmp_path / "hostile.tar", [make_tar([file("../x")])])
     done = image(state, "load", f"docker-archive:{hostile}")

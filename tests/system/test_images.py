@@ -6,11 +6,12 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.images.archives import Entry, directory, file, make_tar, write_docker_archive, write_layout
 from tests.needs import needs
 from tests.roots import make_root, open_directories
-from tests.system.service import service
+from tests.system.service import NSUPERVISOR, service
 
 pytestmark = needs("root", "cgroup")
 
@@ -106,6 +107,17 @@ async def test_the_stop_signal_is_that_of_the_image_and_it_is_not_removed_while_
         await it.record(event="output", workload="w", message="asked to quit")
         await it.cli("image", "rm", *directory, reference)
     assert os.listdir(tmp_path / "state/images/chains") == []
+
+
+async def test_a_user_namespace_of_its_own_is_refused(tmp_path: Path, layer: bytes) -> None:
+    layout = write_layout(tmp_path / "image", [layer], PROGRAM)
+    toml = configuration(tmp_path, f"oci:{layout}:latest", "namespaces.user = true")
+    (tmp_path / "nsupervisor.toml").write_text(f'[supervisor]\nstate_directory = "{tmp_path}/state"\n{toml}')
+    done = await trio.run_process(
+        [*NSUPERVISOR, "check", str(tmp_path / "nsupervisor.toml")], capture_stderr=True, check=False
+    )
+    assert done.returncode == 2
+    assert b"workload.w.root.image: is owned by users of the host" in done.stderr
 
 
 async def test_an_image_that_cannot_be_loaded_fails_its_own_workload_only(tmp_path: Path, layer: bytes) -> None:

@@ -34,7 +34,7 @@ def check(config: str, no_host: bool, expanded: bool, as_json: bool) -> int:
 
     With --expanded, a right CONFIG is printed as one file that says the same: with the files that it includes, and the
     defaults and templates in each workload, without placeholders. Instances that differ have a table each. All values
-    are shown, also those of environment variables.
+    are shown, also those of environment variables, and those of the images of workloads that are loaded.
     """
     problems, warnings, count = check_file(config, not no_host)
     table = _expand(config) if expanded and not problems else None
@@ -89,7 +89,25 @@ def _expand(path: str) -> dict[str, Any]:
                 del variant["instances"]
             workloads |= each or {name: workload}
         table["workload"] = workloads
+    if any("image" in workload.get("root", {}) for workload in table.get("workload", {}).values()):
+        _add_images(table["workload"], path)
     return table
+
+
+def _add_images(tables: dict[str, dict[str, Any]], path: str) -> None:
+    """Add the keys that the workloads have of their images, as far as those are loaded."""
+    from nsupervisor.config.files import read_text
+    from nsupervisor.config.load import parse
+    from nsupervisor.images.defaults import table_defaults
+    from nsupervisor.service.platform.images import resolve_images
+
+    config, _ = resolve_images(parse(read_text(path), path))
+    for workload in config.workloads.values():
+        if workload.root.image is not None and workload.root.path is not None:
+            names = {workload.instance_name(instance): instance for instance in workload.instance_ids}
+            for name, instance in {workload.name: None, **names}.items():
+                if name in tables:
+                    tables[name] |= table_defaults(tables[name], workload.for_instance(instance))
 
 
 def check_file(path: str, check_host: bool) -> tuple[list[Problem], list[tuple[Problem, str]], int]:

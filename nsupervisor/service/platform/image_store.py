@@ -16,6 +16,7 @@ from nsupervisor.images.defaults import ImageDefaultError, image_chain, with_ima
 from nsupervisor.images.errors import ImageError, ImageUnavailableError
 from nsupervisor.images.loading import find_loaded
 from nsupervisor.images.store import ImageRecord, Store, Use
+from nsupervisor.linux.trusted_paths import UntrustedPathError
 from nsupervisor.service.state.uid_ranges import default_state_directory
 
 LOAD_TIMEOUT_S = 600.0
@@ -35,8 +36,10 @@ def resolve_images(config: Config, loads: bool = False) -> tuple[Config, dict[st
         if workload.root.image is not None:
             try:
                 workloads[name] = _resolve(workload, directory, loads)
-            except (ImageError, ImageDefaultError, OSError, ValueError) as error:
+            except (ImageError, ImageDefaultError, UntrustedPathError, ValueError) as error:
                 reasons[name] = str(error)
+            except OSError as error:
+                reasons[name] = f"it cannot be looked for in {directory}/images: {error.strerror}"
     return attrs.evolve(config, workloads=workloads), reasons
 
 
