@@ -129,6 +129,7 @@ OURS = {
         "linux.namespaces",
         "linux.privileges",
         "linux.trusted_paths",
+        "service.platform.images",
         "service.platform.isolation",
         "service.platform.roots",
         "service.state.dynamic_users",

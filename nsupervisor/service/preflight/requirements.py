@@ -430,7 +430,7 @@ def _unmapped_image(workload: WorkloadConfig) -> Iterator[_Finding]:
     mappings = workload.user_namespace.uid_mappings
     if workload.namespaces.user and os.geteuid() == 0 and not (mappings and mappings[0].host_id == 0):
         message = (
-            "is owned by users of the host, whom a user namespace with ids of its own does not have; leave out "
+            "is owned by users of the host, which a user namespace with ids of its own does not have; leave out "
             "namespaces.user, or unpack the image into a directory of these ids, and write root.path"
         )
         yield ("root", "image"), message, ""
