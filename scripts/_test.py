@@ -1,14 +1,18 @@
 """Run the tiers of tests and print the total; `scripts/test` calls this inside the venv.
 
-Both tiers run at the same time: the virtual machine emulates its processors in one thread, and the host's tests mostly
-wait. Those that boot machines of their own run after the machine's tier, so that the two sequences take about the same
-time. The output of the second one is shown after the first.
+Three sequences run at the same time: the virtual machine's tier, which emulates its processors in one thread; the
+host's tests that start services, which mostly wait; and the host's other tests, which mostly compute. Those that boot
+machines of their own follow the last ones. So all sequences take about the same time, and no processor is idle. The
+output of the second and third sequence is shown after that of the first. With `--host` the sequences of the host run,
+with `--vm` that of the machine.
 
 With `--strict`, or CI=true in the environment, a test fails if it is skipped although this machine can have what it
 needs; `TIERS` lists that per tier.
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -18,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +32,7 @@ from _vm.common import die_with_parent
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ROOT / "tests" / "programs.txt"
 NO_TESTS = 5  # pytest's exit status when it selected none
+NO_CACHE = ("-p", "no:cacheprovider")  # runs at the same time would share it
 
 # Time limit of the whole guest tier, in seconds. Next to the host's tests, on two otherwise idle cores, it needs about
 # half.
@@ -40,7 +46,17 @@ TIERS = {
     "guest": f"{EVERYWHERE},memory,pids,cpu,cpuset,io,hugetlb,cgroup_v2,unprivileged_userns,psi*,sys_resource,"
     "scratch_disk,core_files",
 }
-TITLES = {"host": "host", "guest": "virtual machine", "boots": "host, with virtual machines"}
+TITLES = {
+    "services": "host, with services",
+    "code": "host",
+    "guest": "virtual machine",
+    "boots": "host, with virtual machines",
+}
+SLOWDOWN = "4"
+"""For the time limits of the host's tests: two processors run three sequences. The guest has its own factor."""
+CPU_SHARES = "512"
+"""Of each sequence of the host, on version 1 hierarchies. The machine's one thread has 1,024, like any process: it
+needs one processor for as long as both of them need the other one."""
 
 
 @dataclass
@@ -62,12 +78,10 @@ class Result:
 class Runner:
     """Runs pytest for a tier, on the host or in the virtual machine."""
 
-    def __init__(
-        self, arguments: list[str], strict: bool, directory: Path, output: IO[str] | None = None, niceness: int = 0
-    ) -> None:
+    def __init__(self, arguments: list[str], strict: bool, directory: Path, output: IO[str] | None = None) -> None:
         """Create `directory`, which the virtual machine may write to; `arguments` go to pytest, output to `output`."""
         self.arguments, self.strict, self.counts = arguments, strict, directory / "counts.json"
-        self.output, self.niceness = output, niceness
+        self.output = output
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = False
         directory.mkdir()
@@ -76,14 +90,17 @@ class Runner:
         """Return the pytest command of a tier."""
         return [sys.executable, "-m", "pytest", f"--tier={tier}", f"--counts={self.counts}", *self.arguments, *more]
 
-    def host(self) -> Result:
-        """Run the tier of this host."""
-        return self._run("host", self.pytest("host", *self._strict("host")))
+    def services(self) -> Result:
+        """Run the tests of this host that start services, but for those that boot virtual machines."""
+        return self._run("services", self.pytest("host", "--half=services", "--boots=none", *self._strict("host")))
+
+    def code(self) -> Result:
+        """Run the other tests of this host."""
+        return self._run("code", self.pytest("host", "--half=code", "--boots=none", *NO_CACHE, *self._strict("host")))
 
     def boots(self) -> Result:
         """Run the tests of this host that boot virtual machines."""
-        command = self.pytest("host", "--boots=only", "-p", "no:cacheprovider", *self._strict("host"))
-        return self._run("boots", command)
+        return self._run("boots", self.pytest("host", "--boots=only", *NO_CACHE, *self._strict("host")))
 
     def guest(self) -> Result:
         """Run the tier of the virtual machine in one boot; boot nothing if no test is selected for it."""
@@ -102,8 +119,7 @@ class Runner:
                 result.skipped = number
             return result
         limits = ["-o", f"timeout={GUEST_TEST_LIMIT}", "-o", f"faulthandler_timeout={GUEST_TEST_LIMIT - 10}"]
-        # The cache would be shared with the host.
-        command = self.pytest("guest", *limits, "-p", "no:cacheprovider", *self._strict("guest"))
+        command = self.pytest("guest", *limits, *NO_CACHE, *self._strict("guest"))
         return self._run(
             "guest", [*machine, f"--time-limit={GUEST_LIMIT}", f"--share={self.counts.parent}", "--", *command]
         )
@@ -115,7 +131,7 @@ class Runner:
 
     def _selected(self) -> int:
         """Return the number of tests for the guest; 1 if it is unknown (the guest's run will show the reason)."""
-        command = self.pytest("guest", "--collect-only", "-qq", "-p", "no:cacheprovider")
+        command = self.pytest("guest", "--collect-only", "-qq", *NO_CACHE)
         status = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
         counts = self._read()
         return counts.get("selected", 0) if status in (0, NO_TESTS) else 1
@@ -153,7 +169,6 @@ class Runner:
             tied()
             for signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # a shell's background jobs, and nohup
                 signal.signal(signum, signal.SIG_DFL)
-            os.nice(self.niceness)
 
         process = subprocess.Popen(command, cwd=ROOT, stdout=self.output, stderr=self.output, preexec_fn=begin)
         self._process = process
@@ -172,31 +187,40 @@ class Runner:
             self._process.send_signal(signal.SIGINT)
 
 
-def both(arguments: list[str], strict: bool, directory: Path) -> list[Result]:
-    """Run both tiers at the same time."""
-    host = Runner([*arguments, "--boots=none"], strict, directory / "host")
-    os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", "3")  # for the host's time limits; the guest has its own factor
-    with open(directory / "guest.log", "w+") as said:
-        # The host's tests have time limits; with a little less for the other sequence, both take about as long.
-        guest = Runner(arguments, strict, directory / "guest", said, niceness=2)
-        boots = Runner(arguments, strict, directory / "boots", said, niceness=2)
-        found: list[Result] = []
+def run_at_once(sequences: Sequence[Sequence[Callable[[Runner], Result]]], make: Callable[..., Runner]) -> list[Result]:
+    """Run sequences of tiers at the same time; return the results in the order of the sequences.
 
-        def run_others() -> None:
-            found.append(guest.guest())
-            found.append(boots.boots())
+    The first one writes to standard output, and is followed by what the others have written. `make`: makes the runner
+    of a tier, from its name and its output.
+    """
+    results: list[list[Result]] = [[] for _ in sequences]
+    with contextlib.ExitStack() as stack:
+        outputs = [None, *(stack.enter_context(tempfile.NamedTemporaryFile("w")) for _ in sequences[1:])]
+        runners = [
+            [make(tier.__name__, output) for tier in sequence]
+            for sequence, output in zip(sequences, outputs, strict=True)
+        ]
 
-        other = threading.Thread(target=run_others, name="guest")
-        other.start()
+        def run(number: int) -> None:
+            for tier, runner in zip(sequences[number], runners[number], strict=True):
+                results[number].append(tier(runner))
+
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(1, len(sequences))]
+        for thread in threads:
+            thread.start()
         try:
-            here = host.host()
+            run(0)
         except BaseException:
-            guest.end()
-            boots.end()
+            for runner in itertools.chain(*runners):
+                runner.end()
             raise
         finally:
-            follow(Path(said.name), other)
-    return [here, *found, *(Result(TITLES[tier], failed=1, status=1) for tier in ("guest", "boots")[len(found) :])]
+            for thread, output in zip(threads, outputs[1:], strict=True):
+                assert output is not None
+                follow(Path(output.name), thread)
+    for sequence, found in zip(sequences, results, strict=True):  # a thread that failed has said why
+        found += [Result(TITLES[tier.__name__], failed=1, status=1) for tier in sequence[len(found) :]]
+    return list(itertools.chain(*results))
 
 
 def follow(path: Path, thread: threading.Thread) -> None:
@@ -238,13 +262,15 @@ def main() -> int:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("scripts/test: ended by SIGTERM; there is no total"))
     with tempfile.TemporaryDirectory(prefix="nsupervisor-test.") as text:
-        directory = Path(text)
-        if args.host:
-            results = [Runner(arguments, args.strict, directory / "host").host()]
-        elif args.vm:
-            results = [Runner(arguments, args.strict, directory / "guest").guest()]
-        else:
-            results = both(arguments, args.strict, directory)
+
+        def make(tier: str, output: IO[str] | None) -> Runner:
+            return Runner(arguments, args.strict, Path(text) / tier, output)
+
+        here, machine = [[Runner.services], [Runner.code, Runner.boots]], [[Runner.guest]]
+        if not args.vm:
+            os.environ.setdefault("NSUPERVISOR_TEST_SLOWDOWN", SLOWDOWN)
+            os.environ.setdefault("NSUPERVISOR_TEST_CPU_SHARES", CPU_SHARES)
+        results = run_at_once(here if args.host else machine if args.vm else [*here, *machine], make)
     print(summary(results), flush=True)
     if not any(result.passed + result.failed + result.skipped for result in results):
         return NO_TESTS

@@ -29,6 +29,15 @@ ISOLATION = pytest.StashKey[Isolation]()
 # "cgroup" alone is no reason: what a test of the service shows in any cgroup, it shows on the host, and much quicker.
 GUEST_NEEDS = {"cgroup_v2", "psi_short_windows", "sys_resource", "scratch_disk", *CONTROLLERS}
 HOST_NEEDS = {"hybrid", "vm"}
+# Folders whose tests start services, containers and commands, and mostly wait for them. The tests of all others mostly
+# compute. The runner gives each half a process of its own.
+SERVICE_FOLDERS = frozenset(
+    {
+        *("attack", "chaos", "cli", "compatibility", "deployment", "documentation", "escape", "experiments"),
+        *("system", "vm"),
+    }
+)
+HALVES = ("services", "code")
 
 _skips: Counter[str] = Counter()
 
@@ -49,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--boots", choices=("none", "only"), help="leave out the tests that boot virtual machines, or all others"
     )
+    group.addoption("--half", choices=HALVES, help="only the tests that start services, or only all others")
     group.addoption("--counts", metavar="FILE", help="write the numbers of this run to FILE as JSON")
 
 
@@ -91,12 +101,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not import what has nothing for the virtual machine: it takes its emulated processor a second per module."""
-    if config.getoption("tier") != "guest" or not fnmatch(collection_path.name, "test_*.py"):
+    """Do not import what has nothing for the virtual machine: it takes its emulated processor a second per module.
+
+    Nor what is in the other half; but what the command line names is deselected instead, as pytest would not find it.
+    """
+    if not fnmatch(collection_path.name, "test_*.py"):
+        return None
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not _is_in_half(collection_path, config):
+        return True
+    if config.getoption("tier") != "guest":
         return None
     text = collection_path.read_text()
     here = re.search(r"\bmark\.(system|vm_only)\b", text) or any(f'"{name}"' in text for name in GUEST_NEEDS)
     return None if here else True
+
+
+def _is_in_half(path: Path, config: pytest.Config) -> bool:
+    half = config.getoption("half")
+    return not half or half == HALVES[path.relative_to(Path(__file__).parent).parts[0] not in SERVICE_FOLDERS]
 
 
 def _needed(item: pytest.Item) -> set[str]:
@@ -118,7 +140,7 @@ def _is_for(item: pytest.Item, tier: str) -> bool:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is for the other tier; unlike a skip it is not counted, because it runs there."""
     tier = config.getoption("tier")
-    out = {item for item in items if tier and not _is_for(item, tier)}
+    out = {item for item in items if (tier and not _is_for(item, tier)) or not _is_in_half(item.path, config)}
     if boots := config.getoption("boots"):
         out |= {item for item in items if ("vm" in _needed(item)) != (boots == "only")}
     config.hook.pytest_deselected(items=[item for item in items if item in out])

@@ -28,8 +28,9 @@ PREFIX = "nsupervisor-tests-"
 """How the names of all runs' cgroups begin."""
 RT_SHARE = 16
 """A version 1 cgroup `cpu` gets this part of its parent's real-time bandwidth; new ones have none."""
-CPU_SHARES = "16384"
-"""Of a version 1 cgroup `cpu`. The run competes with single processes, and has many itself."""
+CPU_SHARES = os.environ.get("NSUPERVISOR_TEST_CPU_SHARES", "16384")
+"""Of a version 1 cgroup `cpu`. The run competes with single processes, and has many itself. `scripts/test` has less for
+each of its runs: they compete with the virtual machine, one thread that takes as long as all of them."""
 
 
 @dataclass

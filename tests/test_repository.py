@@ -250,7 +250,7 @@ def test_a_tier_runs_once_and_its_failures_count(status: int, tmp_path: Path, mo
             return ["sh", "-c", script, "sh", str(runs), counts, str(self.counts), str(status)]
 
     with open(tmp_path / "output", "w") as output:
-        result = Runner([], False, tmp_path / "host", output).host()
+        result = Runner([], False, tmp_path / "code", output).code()
     assert runs.read_text() == "run\n"
     assert (result.passed, result.failed, result.status) == (3, status, status)
 
