@@ -1,5 +1,6 @@
 """Needs, tiers, leak guard and the count of skips for all tests. See needs.py, isolation.py, leaks.py, timing.py."""
 
+import gc
 import json
 import os
 import re
@@ -149,6 +150,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[SELECTED] = len(session.items)
+    # Modules and tests are some 300,000 objects that stay. Each full collection would traverse them, which takes 0.2 s;
+    # tests that look for leaks collect thousands of times (descriptors.py).
+    gc.collect()
+    gc.freeze()
 
 
 def _unmet(item: pytest.Item) -> tuple[str, str]:
