@@ -2,8 +2,8 @@
 
 Processor time, not seconds: other work on the machine changes it far less. The supervisor runs in a cgroup of its own,
 whose cpu.stat also has the time of processes that have ended. The cost of a small number of programs is subtracted, and
-with it that of the start of the service itself. All programs are stopped with one command before the service ends: afterwards
-its own time and that of its keeper cannot be read any more. The rest of a stop is the time of the inits and programs.
+with it that of the start of the service itself. All programs are stopped with one command before the service ends, as
+the time of the supervisor and its keeper cannot be read afterwards. The rest of a stop is that of inits and programs.
 """
 
 import os

@@ -149,7 +149,7 @@ class Actor:
     _make_next_cgroup: MakeCgroup | None = attrs.field(init=False, default=None)
     """Makes the cgroup for its next generation; None if it keeps the present one."""
     _oom_kills: float = attrs.field(init=False, default=0.0)
-    """Value of the cgroup's counter of OOM kills at the latest start or exit."""
+    """Value of the cgroup's counter of OOM kills at the latest start."""
     _must_recreate_cgroup: bool = attrs.field(init=False, default=False)
     """Whether the next start makes the cgroup again: that of an earlier supervisor, which may have killed it without a
     note of that, or one of which a part failed."""
@@ -534,14 +534,15 @@ class Actor:
 
     def report_exit(self, status: int, failure: SetupFailure | None) -> Exit:
         """Report how this generation ended, from its wait status and the OOM kills that its cgroup has counted."""
-        oom_kills = self._read_oom_kills()
         reason = failure.message if failure else None
         # Once the supervisor has sent SIGKILL, the count says nothing about the program: a child may have been chosen.
         was_killed = self.lifecycle.sigkill_sent or self._sigkilled_id == self.id
-        oom_killed = oom_kills > self._oom_kills and not was_killed
-        exit_ = Exit.from_wait_status(status, oom_killed=oom_killed, setup_failure=reason)
-        self.last_exit = attrs.evolve(exit_, background_remedy=self._background_remedy(exit_))
-        self._oom_kills = oom_kills
+        exit_ = Exit.from_wait_status(status, oom_killed=not was_killed, setup_failure=reason)
+        if exit_.oom_killed:  # it may be; after another end the counter, whose file is not kept open, need not be read
+            exit_ = attrs.evolve(exit_, oom_killed=self._read_oom_kills() > self._oom_kills)
+        if remedy := self._background_remedy(exit_):
+            exit_ = attrs.evolve(exit_, background_remedy=remedy)
+        self.last_exit = exit_
         self.exit_reports.report(
             ExitReport(self.lifecycle.generation, self.last_exit, self.program.pid),
             uptime_sec=round(trio.current_time() - self.lifecycle.started_at, 3),
