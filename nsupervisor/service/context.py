@@ -18,6 +18,7 @@ from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.dynamic_users import DynamicUsers
 from nsupervisor.service.state.file import StateFile
+from nsupervisor.service.state.later import LaterSaves
 from nsupervisor.service.state.uid_ranges import STATE_DIRECTORY, UidRanges
 
 TransitionListener = Callable[[str, WorkloadConfig, WorkloadState, WorkloadInput, Instant, Transition], None]
@@ -62,6 +63,9 @@ class ServiceContext:
     own_streams: OwnStreams | None = None
     """The standard output and standard error of the service itself; None: what goes there is discarded."""
     measures: Measures = attrs.field(factory=Measures)
+    later_saves: LaterSaves = attrs.field(
+        init=False, default=attrs.Factory(lambda self: LaterSaves(self.nursery), takes_self=True)
+    )
     listeners: set[TransitionListener] = attrs.field(factory=set)
     group_listeners: set[GroupListener] = attrs.field(factory=set)
     find_pidfd: Callable[[str], int] = lambda name: -1

@@ -621,6 +621,7 @@ async def _supervise(
 
                 await follow_keeper(keeper, ChainMap(actors, leftovers), journal, keeper_replaced)
         except BaseException:  # programs run on, as after kill -9, and the next supervisor takes them over
+            context.later_saves.save_all()
             for running_actor in (*actors.values(), *leftovers.values()):
                 running_actor.close_cgroup()
             raise

@@ -188,7 +188,7 @@ class Actor:
         )
         self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, context)
-        self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint)
+        self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint_later)
 
     @property
     def lifecycle(self) -> Lifecycle:
@@ -270,8 +270,13 @@ class Actor:
 
     def save_checkpoint(self) -> None:
         """Save the checkpoint for the next supervisor."""
+        self.context.later_saves.discard(self.name)
         if not self.mailbox.closed.is_set():
             self.context.state.save(self.name, self.to_checkpoint())
+
+    def save_checkpoint_later(self) -> None:
+        """Save the checkpoint soon: what is new in it need not survive a kill of the supervisor that comes first."""
+        self.context.later_saves.add(self.name, self.save_checkpoint)
 
     def to_checkpoint(self) -> InstanceCheckpoint:
         """Return what the next supervisor needs to know of this instance."""
@@ -603,7 +608,7 @@ class Actor:
         self._update_probes()
         if self._has_unfinished_actions:
             self._has_unfinished_actions = False
-            self.save_checkpoint()
+            self.save_checkpoint_later()
         self._changed.notify()
         return True
 

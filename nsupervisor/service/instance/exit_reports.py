@@ -27,7 +27,7 @@ class ExitReports:
     log: InstanceLog
     nursery: trio.Nursery
     save: Callable[[], None]
-    """Checkpoint the instance, with the present `undelivered`."""
+    """Checkpoint the instance soon, with the present `undelivered`."""
     undelivered: tuple[ExitReport, ...] = ()
     """The reports whose records may not be in the output yet, oldest first."""
     _delivered: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
