@@ -393,6 +393,34 @@ def _program_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conf
     if workload.type == "oneshot" and workload.min_ready_sec:
         text = "is for programs that keep running; the start of a oneshot is complete when it exits; remove it"
         yield Conflict((*path, "min_ready_sec"), text, ((*path, "type"),))
+    yield from _daemon_conflicts(workload, path)
+
+
+def _daemon_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    """Find contradictions of `type = "forking"`, `pid_file` and `exit_type = "cgroup"`."""
+    is_forking, type_ = workload.type == "forking", ((*path, "type"),)
+    if is_forking and workload.pid_file is None:
+        text = '"forking" needs pid_file, the file in which the daemon writes its pid; or run it in the '
+        yield Conflict((*path, "type"), text + 'foreground with type = "simple"')
+    if workload.pid_file is not None and not is_forking:
+        yield Conflict((*path, "pid_file"), 'is for type = "forking"; write that, or remove it', type_)
+    if workload.pid_file is not None and workload.root.path is not None:
+        text = "is a file of the host, and its root file system is another one; run the program in the foreground"
+        yield Conflict((*path, "pid_file"), text, ((*path, "root", "path"),))
+    if is_forking and workload.watchdog_sec:
+        text = 'is for a program that sends messages from its start on; remove it, or write type = "notify"'
+        yield Conflict((*path, "watchdog_sec"), text, type_)
+    if workload.exit_type == "cgroup" and workload.type == "oneshot":
+        text = '"cgroup" is for programs that keep running; remove it, or write type = "simple"'
+        yield Conflict((*path, "exit_type"), text, type_)
+    follows_others = is_forking or workload.exit_type == "cgroup"
+    if follows_others and workload.namespaces.pid and not workload.init:
+        text = "in a PID namespace without an init all processes end with the first; write init = true"
+        yield Conflict((*path, "init"), text, (*type_, (*path, "exit_type")))
+    for kind in workload.probes if follows_others else ():
+        key = "type" if is_forking else "exit_type"
+        text = f"is about the program, and with this {key} other processes replace it; remove one of them"
+        yield Conflict((*path, kind), text, ((*path, key),))
 
 
 def _reload_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

@@ -44,9 +44,10 @@ Victim = Literal["largest-memory", "fastest-growing", "lowest-priority", "newest
 LogDestination = Literal["journal", "file", "both", "inherit", "none"]
 LogFileFormat = Literal["json", "raw"]
 FullPolicy = Literal["block", "drop"]
-WorkloadType = Literal["simple", "notify", "notify-reload", "oneshot"]
+WorkloadType = Literal["simple", "notify", "notify-reload", "oneshot", "forking"]
 NOTIFY_TYPES = ("notify", "notify-reload")
 """The types of programs that report with READY=1 that they are ready."""
+ExitType = Literal["main", "cgroup"]
 KillMode = Literal["main", "all"]
 RestartMode = Literal["normal", "debug"]
 OomPreference = Literal["none", "avoid", "omit"]
@@ -600,7 +601,18 @@ class WorkloadConfig(Table):
     type: WorkloadType = field(
         default="simple",
         metadata=key(
-            Choice.of(WorkloadType), "runs; runs and sends READY=1; and RELOADING=1; or is done when it exits"
+            Choice.of(WorkloadType),
+            "runs; runs and sends READY=1; and RELOADING=1; is done when it exits; or goes to the background",
+        ),
+    )
+    pid_file: str | None = field(
+        default=None,
+        metadata=key(kinds.PATH, 'with type = "forking": the file in which the daemon writes its pid', live=True),
+    )
+    exit_type: ExitType = field(
+        default="main",
+        metadata=key(
+            Choice.of(ExitType), "it has ended with its program; or with the last process in its cgroup", live=True
         ),
     )
     watchdog_sec: float = field(

@@ -84,6 +84,11 @@ class Ready(Event):
 
 
 @attrs.frozen
+class NewMain(Event):
+    """The program is another process from now on: a daemon, named by `pid_file`, whose start is complete with that."""
+
+
+@attrs.frozen
 class Extend(Event):
     """The program needs more time for its start, its run or its stop: at least `seconds` from now on.
 

@@ -48,6 +48,7 @@ from nsupervisor.core.events import (
     Freeze,
     Input,
     Kill,
+    NewMain,
     NotReady,
     PolicyRestart,
     Ready,
@@ -110,7 +111,10 @@ class Lifecycle:
     killed_at: float | None = attrs.field(default=None, metadata=wire("killed_at"))
     """When SIGKILL was first sent to them; None once it has been reported that they live on."""
     exit: Exit | None = attrs.field(default=None, metadata=wire("exit"))
-    """The exit of this generation's program; once it is dead, of the last one."""
+    """The exit of this generation's program; once it is dead, of the last one.
+
+    While it is up: other processes run on (`exit_type = "cgroup"`), or the daemon that it has become is not known yet.
+    """
     fault_outcome: Outcome | None = attrs.field(default=None, metadata=wire("fault"))
     """The outcome for the restart policy if the supervisor ended the program for a fault of its own.
 
@@ -139,7 +143,7 @@ class Lifecycle:
     complete_at: float | None = attrs.field(default=None, metadata=wire("complete_at"))
     """When `min_ready_sec` completes the start of this generation; None before it is up, and afterwards."""
     was_ready: bool = attrs.field(default=False, metadata=wire("was_ready"))
-    """Whether a probe has found this generation ready before: its start is complete, and its start deadline is over."""
+    """Whether a probe has found this generation ready before, or its daemon is known: its start is complete."""
     phase: Phase = attrs.field(default=Phase.NONE, metadata=wire("phase"))
     phase_since: float = attrs.field(default=0.0, metadata=wire("phase_since"))
     """When the reload in `phase` began."""
@@ -240,7 +244,7 @@ def stop(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
         lifecycle, should_run=lifecycle.should_run if should_run is None else should_run, after_stop=after_stop
     )
     reason = f"{verb} {input_.requested_by.phrase}"
-    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload))
+    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload, lifecycle.exit is not None))
 
 
 def stop_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -340,7 +344,7 @@ def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: 
         lifecycle = _mark_up(lifecycle, instant, workload)
     elif not lifecycle.was_ready and lifecycle.complete_at is None:
         lifecycle = _limit_runtime(lifecycle, instant, workload)
-    was_ready = _start_type(lifecycle, workload) == PROBED
+    was_ready = lifecycle.was_ready or _start_type(lifecycle, workload) == PROBED
     lifecycle = attrs.evolve(_finish_reload(lifecycle), state=State.READY, was_ready=was_ready)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
@@ -401,6 +405,15 @@ def unready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wor
     return attrs.evolve(lifecycle, state=State.RUNNING, reason=input_.reason), ()
 
 
+def new_main(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Continue with another process as the program; the start of a daemon is complete with that."""
+    lifecycle = attrs.evolve(lifecycle, exit=None)
+    if not _is_forking(lifecycle, workload):
+        return lifecycle, ()
+    lifecycle = _mark_up(attrs.evolve(lifecycle, was_ready=True), instant, workload)
+    return attrs.evolve(lifecycle, deadline=None) if lifecycle.state is State.FROZEN else lifecycle, ()
+
+
 def extend(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Move the deadline of the start, the run or the stop away, never nearer; after SIGKILL there is no more time."""
     assert isinstance(input_, Extend)
@@ -422,8 +435,8 @@ def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
     assert isinstance(input_, Unhealthy)
     outcome = Outcome.TIMEOUT if input_.probe == "startup" else Outcome.WATCHDOG
     lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=outcome)
-    everyone = workload.kill_mode == "all"
-    signals = _stop_signals(workload) if input_.probe else (Signal(signal.SIGABRT, whole_cgroup=everyone),)
+    everyone = workload.kill_mode == "all" or lifecycle.exit is not None
+    signals = _stop_signals(workload, everyone) if input_.probe else (Signal(signal.SIGABRT, whole_cgroup=everyone),)
     lifecycle, actions = _enter_stopping(lifecycle, instant, workload, input_.reason, *signals)
     probe = {"startup": workload.startup, "liveness": workload.liveness}.get(input_.probe)
     if probe is not None and probe.termination_grace_period_sec is not None:
@@ -434,6 +447,9 @@ def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
 def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time."""
     what = "ready" if _start_is_incomplete(lifecycle, workload) else "started"
+    if _is_forking(lifecycle, workload) and lifecycle.state is State.RUNNING:
+        why = "it has not gone to the background" if lifecycle.exit is None else "pid_file names none of its processes"
+        return _end_in_time(lifecycle, instant, workload, f"{why} within {workload.timeout_start_sec:g} s")
     return _end_in_time(lifecycle, instant, workload, f"not {what} within {workload.timeout_start_sec:g} s")
 
 
@@ -457,7 +473,7 @@ def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
 def _end_in_time(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     """Stop a program that has passed a limit; the restart policy takes that for a time-out."""
     lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
-    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload))
+    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload, lifecycle.exit is not None))
 
 
 def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -490,6 +506,11 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     """Record the exit; ask the processes that the program left to stop too, else this generation is dead."""
     assert isinstance(input_, Exited)
     was_frozen, was_stopping = lifecycle.state is State.FROZEN, lifecycle.state is State.STOPPING
+    if goes_to_background(lifecycle, input_.exit, input_.populated, workload):
+        return attrs.evolve(lifecycle, exit=input_.exit), ()
+    if input_.populated and _outlives_program(lifecycle, workload):
+        reason = f"its program has ended ({input_.exit}); other processes run on (exit_type)"
+        return attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit, reason=reason), ()
     if exit_outcome(lifecycle, input_.exit, workload) is Outcome.PROTOCOL:
         lifecycle = attrs.evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
     lifecycle = attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit)
@@ -517,7 +538,13 @@ def emptied(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wor
 
     `Exited` says again whether the cgroup is populated.
     """
-    return _choose_next(lifecycle, instant, workload) if lifecycle.exit is not None else (lifecycle, ())
+    if lifecycle.exit is None:
+        return lifecycle, ()
+    was_frozen = lifecycle.state is State.FROZEN
+    if exit_outcome(lifecycle, lifecycle.exit, workload) is Outcome.PROTOCOL:
+        lifecycle = attrs.evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
+    lifecycle, actions = _choose_next(lifecycle, instant, workload)
+    return lifecycle, (ThawAll(), *actions) if was_frozen else actions
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -551,11 +578,12 @@ _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     Reloading:     (ignore,  ignore,        reloading,     reloading, ignore,    ignore,  ignore, ignore, ignore),
     Stopping:      (ignore,  ignore, stop_by_itself, stop_by_itself, ignore,     ignore,  ignore, ignore, ignore),
     RestartReset:  (ignore,  forgive,       forgive,       forgive, forgive,     ignore,  ignore, ignore, forgive),
+    NewMain:       (ignore,  ignore,        new_main,      new_main, ignore,     ignore,  ignore, ignore, new_main),
     Extend:        (ignore,  extend,        extend,        extend, extend,       ignore,  ignore, ignore, ignore),
     NotReady:      (ignore,  ignore,        ignore,        unready, ignore,      ignore,  ignore, ignore, ignore),
     Unhealthy:     (ignore,  abort,         abort,         abort,  ignore,       ignore,  ignore, ignore, ignore),
     Exited:        (ignore,  exited,        exited,        exited, exited,       ignore,  ignore, ignore, exited),
-    Emptied:       (ignore,  ignore,        ignore,        ignore, emptied,      ignore,  ignore, ignore, ignore),
+    Emptied:       (ignore,  ignore,        emptied,       emptied, emptied,     ignore,  ignore, ignore, emptied),
     Timeout:       (ignore,  start_timeout, run_timeout, run_timeout, stop_timeout, retry, ignore, ignore, ignore),
 }
 # fmt: on
@@ -575,6 +603,7 @@ _STOP_COMMANDS: dict[type[Input], tuple[bool | None, AfterStop, str]] = {
     PolicyRestart: (None, AfterStop.BACKOFF, "restarted"),
 }
 
+_NO_DAEMON = '{} without leaving the daemon that type = "forking" and pid_file announce'
 _EXITED_BEFORE_READY = '{} before it was ready: with type = "notify" its start is complete when it sends READY=1'
 _RELOAD_TIMEOUTS = {
     Phase.RELOAD_SIGNAL: "no answer to the signal (RELOADING=1 with MONOTONIC_USEC)",
@@ -635,14 +664,50 @@ def reports_readiness(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     return _start_type(lifecycle, workload) in NOTIFY_TYPES
 
 
+def _is_forking(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether the program has yet to become a daemon, and the daemon to be known."""
+    return _start_type(lifecycle, workload) == "forking" and not lifecycle.was_ready
+
+
+def _state_if_thawed(lifecycle: Lifecycle) -> State:
+    return lifecycle.state_before_freeze if lifecycle.state is State.FROZEN else lifecycle.state
+
+
+def goes_to_background(lifecycle: Lifecycle, exit_: Exit, populated: bool, workload: WorkloadConfig) -> bool:
+    """Check whether an exit is that of a program that leaves its daemon behind, with `type = "forking"`.
+
+    An exit status that is lost, as supervisor and keeper died, is taken for a good one: the pid file tells.
+    """
+    is_starting = _state_if_thawed(lifecycle) is State.RUNNING and _is_forking(lifecycle, workload)
+    is_clean = exit_.is_unknown or exit_.outcome(workload.success_exit_status) is Outcome.SUCCESS
+    return is_starting and populated and is_clean
+
+
+def awaits_daemon(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether the program has gone to the background, and the daemon has yet to be found by `pid_file`."""
+    return lifecycle.state is State.RUNNING and lifecycle.exit is not None and _is_forking(lifecycle, workload)
+
+
+def is_up_without_program(lifecycle: Lifecycle) -> bool:
+    """Check whether processes run on although the exit of the program is known."""
+    return lifecycle.exit is not None and lifecycle.state in (State.RUNNING, State.READY, State.FROZEN)
+
+
+def _outlives_program(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether the workload runs on for as long as one of its processes does, `exit_type = "cgroup"`."""
+    state = _state_if_thawed(lifecycle)
+    is_complete = state is State.READY or (state is State.RUNNING and not _start_is_incomplete(lifecycle, workload))
+    return workload.exit_type == "cgroup" and is_complete
+
+
 def _start_is_incomplete(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether a program that is starting or running has yet to become ready for the first time."""
-    return _start_type(lifecycle, workload) in (*NOTIFY_TYPES, PROBED) and not lifecycle.was_ready
+    return _start_type(lifecycle, workload) in (*NOTIFY_TYPES, PROBED, "forking") and not lifecycle.was_ready
 
 
 def is_started(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program runs, and its start is complete."""
-    if lifecycle.complete_at is not None:
+    if lifecycle.complete_at is not None or lifecycle.exit is not None:
         return False
     runs = lifecycle.state is State.RUNNING and not _start_is_incomplete(lifecycle, workload)
     return runs or lifecycle.state is State.READY
@@ -653,6 +718,8 @@ def is_watchdog_active(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
 
     Until then `timeout_start_sec` limits it. The first period begins when this becomes true, as in systemd.
     """
+    if lifecycle.exit is not None:
+        return False
     runs = lifecycle.state is State.RUNNING and not _start_is_incomplete(lifecycle, workload)
     return runs or lifecycle.state is State.READY
 
@@ -667,8 +734,9 @@ def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) ->
     if exit_.skipped is not None:
         return Outcome.SUCCESS
     outcome = exit_.outcome(workload.success_exit_status)
-    state = lifecycle.state_before_freeze if lifecycle.state is State.FROZEN else lifecycle.state
-    is_incomplete = state in (State.STARTING, State.RUNNING) and reports_readiness(lifecycle, workload)
+    state = _state_if_thawed(lifecycle)
+    reports = reports_readiness(lifecycle, workload) or _is_forking(lifecycle, workload)
+    is_incomplete = state in (State.STARTING, State.RUNNING) and reports
     was_up_briefly = state in (State.RUNNING, State.READY) and lifecycle.complete_at is not None
     return Outcome.PROTOCOL if outcome is Outcome.SUCCESS and (is_incomplete or was_up_briefly) else outcome
 
@@ -678,7 +746,9 @@ def is_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     if lifecycle.complete_at is not None:
         return False
     if lifecycle.state is State.RUNNING:
-        return _start_type(lifecycle, workload) == "simple"
+        return _start_type(lifecycle, workload) == "simple" or (
+            _start_type(lifecycle, workload) == "forking" and lifecycle.was_ready
+        )
     if lifecycle.state is State.EXITED and workload.type == "oneshot":
         return not is_skipped(lifecycle)
     return lifecycle.state is State.READY
@@ -834,6 +904,8 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
     outcome = exit_outcome(lifecycle, exit_, workload)
     if lifecycle.fault_outcome is Outcome.PROTOCOL and lifecycle.complete_at is not None:
         reason = f"{exit_} before it had been up for {workload.min_ready_sec:g} s (min_ready_sec)"
+    elif lifecycle.fault_outcome is Outcome.PROTOCOL and _is_forking(lifecycle, workload):
+        reason = _NO_DAEMON.format(exit_)
     elif lifecycle.fault_outcome is Outcome.PROTOCOL:
         reason = _EXITED_BEFORE_READY.format(exit_)
     elif lifecycle.fault_outcome or lifecycle.sigkill_sent or lifecycle.after_stop is AfterStop.BACKOFF:

@@ -30,6 +30,7 @@ from nsupervisor.keeper.messages import (
     SetupFailure,
     Spawned,
     SpawnError,
+    UnknownChildError,
 )
 from nsupervisor.nurseries import open_background_nursery
 
@@ -207,6 +208,18 @@ class Keeper:
         fields = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program_pid}
         fields["with_init"] = pid != program_pid
         await self._call({"do": "adopt", **fields}, fds=fds)
+
+    async def set_main(self, id: str, process: tuple[int, int], pidfd: int) -> None:  # noqa: A002
+        """Make another process the program of a child; the keeper gets a duplicate of its pidfd.
+
+        `process` is its pid and its start time (clock ticks since boot). Raises UnknownChildError if the keeper
+        does not have the child, and RefusedError if it is of a version without this request.
+        """
+        if not await self.list([id], without_descriptors=True):
+            raise UnknownChildError(f"{id} is not here")
+        if "main" not in self.features:
+            raise RefusedError("the keeper is of an earlier version, which cannot follow it; restart the service")
+        await self._call({"do": "main", "id": id, "pid": process[0], "started": process[1]}, fds=[pidfd])
 
     async def protect(self, cgroups: Sequence[str]) -> None:
         """Make the keeper refuse connections from processes in these cgroups.

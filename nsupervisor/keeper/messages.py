@@ -11,6 +11,10 @@ class RefusedError(Exception):
     """The keeper refused a request; the text says why."""
 
 
+class UnknownChildError(RefusedError):
+    """The keeper does not have the child."""
+
+
 class SpawnError(Exception):
     """No process was created. `step` is the failed step, `message` a whole sentence, `errno` the kernel's or 0."""
 

@@ -3,7 +3,7 @@
 Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the datagram is {"v": 1, "memfd": true}.
 
     client → keeper   {"request": N, "do": "spawn" | "enter" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
-                      "protect" | "listen" | "filter" | "shutdown", …}
+                      "main" | "protect" | "listen" | "filter" | "shutdown", …}
                       {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal" and "acknowledge"
     keeper → client   {"event": "hello", "pid", "features": […]}          first, on every connection
                       {"event": "execed", "id", "pid"}
@@ -35,7 +35,8 @@ in a "spec" the keys "filters" (names), "capability_bounding_set", "ambient_capa
 "sandbox" (setup/sandbox.py). With the feature "enter": that request, which starts the "spec" in the namespaces of the
 child "into". (With the feature "join": in a "spec" the key "joins", by kind the namespaces to join. Their descriptors
 are sent with "spawn", before the notify socket.) "enter" is sent with its standard streams, which are a new terminal if
-"terminal" is true. "signal" takes its id, too.
+"terminal" is true. "signal" takes its id, too. With the feature "main": that request, which makes another process,
+"pid" with the start time "started", the program of a child. It is sent with a pidfd of that process.
 """
 
 from __future__ import annotations

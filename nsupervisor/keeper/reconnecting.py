@@ -134,6 +134,10 @@ class ReconnectingKeeper:
         """Call `Keeper.signal`, again after a loss."""
         return bool(await self._call(lambda keeper: keeper.signal(id, *signums)))
 
+    async def set_main(self, id: str, process: tuple[int, int], pidfd: int) -> None:  # noqa: A002
+        """Call `Keeper.set_main`, again after a loss. Raises RefusedError."""
+        await self._call(lambda keeper: keeper.set_main(id, process, pidfd))
+
     async def acknowledge(self, id: str) -> None:  # noqa: A002
         """Call `Keeper.acknowledge`, again after a loss."""
         await self._call(lambda keeper: keeper.acknowledge(id))

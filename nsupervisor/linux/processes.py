@@ -109,6 +109,14 @@ def is_namespace_init(pid: int) -> bool:
     return len(numbers) > 1 and numbers[-1] == b"1"
 
 
+def namespace_pids(pid: int) -> tuple[int, ...]:
+    """Return the pid of a process in each PID namespace that it is in, from that of /proc to its own.
+
+    NSpid of proc_pid_status(5). Empty if there is no such process.
+    """
+    return tuple(map(int, _status_numbers(pid, b"NSpid:")))
+
+
 def _status_numbers(pid: int, key: bytes) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/status", "rb") as lines:

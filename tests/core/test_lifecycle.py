@@ -21,6 +21,7 @@ from nsupervisor.core.lifecycle import (
     Lifecycle,
     State,
     apply_input,
+    awaits_daemon,
     is_up,
     unfinished_actions,
 )
@@ -1071,3 +1072,71 @@ def test_a_simple_program_that_says_that_it_is_ready_does_not_begin_min_ready_se
     assert run.lifecycle.complete_at == completes_at
     run(events.Timeout(), after=1)
     assert is_up(run.lifecycle, run.workload)
+
+
+def test_a_program_that_goes_to_the_background_is_up_once_its_daemon_is_known():
+    run = Run(type="forking", timeout_start_sec=30.0, runtime_max_sec=60.0).up()
+    assert not is_up(run.lifecycle, run.workload)
+    assert run.dies(OK, populated=True, after=1).actions == ()
+    assert awaits_daemon(run.lifecycle, run.workload)
+    assert not is_up(run.lifecycle, run.workload)
+    assert run.lifecycle.deadline == run.now + 29, "the time of its start goes on"
+    run.fact(events.NewMain, after=1)
+    assert (run.state, run.lifecycle.exit, run.lifecycle.deadline) == (State.RUNNING, None, run.now + 60)
+    assert is_up(run.lifecycle, run.workload)
+    assert not awaits_daemon(run.lifecycle, run.workload)
+    assert run(events.Stop()).actions == (actions.Signal(signal.SIGTERM),)
+    assert run.dies(OK).state is State.STOPPED
+
+
+def test_a_daemon_that_is_not_known_in_time_is_stopped_with_all_others():
+    run = Run(type="forking", timeout_start_sec=5.0, restart="no").up()
+    run.dies(OK, populated=True)
+    assert run(events.Timeout(), after=5).actions == (EVERYONE,)
+    assert run.fact(events.Emptied).state is State.FAILED
+    assert run.lifecycle.reason == "pid_file names none of its processes within 5 s"
+    run = Run(type="forking", timeout_start_sec=5.0).up()(events.Timeout(), after=5)
+    assert run.lifecycle.reason == "it has not gone to the background within 5 s"
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_program_that_leaves_no_daemon_has_not_kept_the_protocol(leaves):
+    run = Run(type="forking", restart="on-success").up().dies(OK, populated=leaves)
+    if leaves:
+        run.fact(events.Emptied)
+    assert (run.state, run.lifecycle.fault_outcome) == (State.FAILED, Outcome.PROTOCOL)
+    assert run.lifecycle.reason.startswith("exit code 0 without leaving the daemon")
+
+
+def test_the_parent_of_a_daemon_that_fails_has_failed():
+    run = Run(type="forking").up().dies(CRASH, populated=True)
+    assert (run.state, run.actions) == (State.STOPPING, (EVERYONE,))
+    assert run.fact(events.Emptied).state is State.BACKOFF
+
+
+def test_a_stop_before_the_daemon_is_known_signals_all():
+    run = Run(type="forking").up().dies(OK, populated=True)
+    assert run(events.Stop()).actions == (EVERYONE,)
+    assert run.fact(events.NewMain).lifecycle.exit is not None, "too late"
+    assert run.fact(events.Emptied).state is State.STOPPED
+
+
+def test_a_workload_outlives_its_program_until_its_cgroup_is_empty():
+    run = Run(exit_type="cgroup", restart="on-failure").up().dies(CRASH, populated=True)
+    assert (run.state, run.actions) == (State.RUNNING, ())
+    assert is_up(run.lifecycle, run.workload)
+    assert run.fact(events.Emptied).state is State.BACKOFF, "the exit status of the program counts"
+    run = Run(exit_type="cgroup").up().dies(OK, populated=True)
+    assert run(events.Stop()).actions == (EVERYONE,), "there is no program that the signal could go to first"
+    assert run.fact(events.Emptied).state is State.STOPPED
+
+
+def test_a_frozen_workload_that_outlived_its_program_is_thawed_for_the_next_start():
+    run = Run(exit_type="cgroup", restart="always", restart_sec=0.0).up().dies(OK, populated=True)
+    run(events.Freeze())
+    assert run.fact(events.Emptied).actions == (actions.ThawAll(), actions.Spawn(2))
+
+
+def test_a_program_that_is_not_ready_yet_ends_the_start_with_any_exit_type():
+    run = Run(exit_type="cgroup", type="notify").up().dies(OK, populated=True)
+    assert (run.state, run.actions) == (State.STOPPING, (EVERYONE,))

@@ -23,6 +23,7 @@ from nsupervisor.keeper.messages import (
     SetupFailure,
     Spawned,
     SpawnError,
+    UnknownChildError,
 )
 from tests.simulation.machine import INIT_PID, Behaviour, DatagramSocket, Machine, Pipe, Process
 
@@ -162,6 +163,16 @@ class Keeper:
         child.has_execed = child.is_adopted = True
         if process.status is not None:
             self.on_ended(process)
+        return lambda _life: None
+
+    def set_main(self, id_: str, main: Process) -> Callable[[Life], None]:
+        """Make another process the program of a child."""
+        if id_ not in self.children:
+            raise UnknownChildError(f"{id_} is not here")
+        child = self.children[id_]
+        child.process, child.status, child.is_adopted = main, None, True
+        if main.status is not None:
+            self.on_ended(main)
         return lambda _life: None
 
     def signal(self, id_: str, signums: Sequence[int]) -> Callable[[Life], bool]:
@@ -349,6 +360,10 @@ class Connection:
     ) -> None:
         files = [self._life.fds[fd] for fd in fds]
         await self._call("adopt", lambda: self._keeper.adopt(id, program_pid, files))
+
+    async def set_main(self, id: str, process: tuple[int, int], pidfd: int) -> None:  # noqa: A002
+        main = self._life.fds[pidfd]
+        await self._call("main", lambda: self._keeper.set_main(id, main))
 
     async def execute(self, python: str, package: str) -> None:
         raise RefusedError("not simulated")

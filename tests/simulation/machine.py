@@ -467,6 +467,7 @@ class Machine:
         self.make_cgroup(ROOT)
         self.files: dict[Path, bytearray] = {}
         self.sockets: dict[str, DatagramSocket] = {}
+        self.pid_files: dict[str, int] = {}
         self.locks: set[Cgroup] = set()
         self.inotify: list[Inotify] = []
         self.pipes: dict[int, Pipe] = {}

@@ -7,6 +7,7 @@ status=NUMBER           sends so many STATUS= messages at its start
 ready=SECONDS           sends READY=1 after this time
 watchdog=SECONDS        sends WATCHDOG=1 at this interval, from the start
 forks=NUMBER@SECONDS    forks so many processes, which outlive it
+daemon=PATH@SECONDS     forks a daemon and ends; the daemon writes its pid to this file so long after that
 lines=NUMBER            writes "count 1", "count 2", …
 reload=SECONDS          sends RELOADING=1 after SIGHUP, and READY=1 after this time
 port=NUMBER@SECONDS     answers probes at this port, from this time on
@@ -42,6 +43,8 @@ class Program(Behaviour):
             self.notify(process, f"STATUS={number}")
         if (forks := self._pair("forks")) is not None:
             process.after(forks[1], lambda: self._fork(process, forks[0]))
+        if "daemon" in self._options and process.is_leader:
+            process.after(0.05, lambda: self._become_daemon(process))
         if "ready" in self._options:
             process.after(float(self._options["ready"]), lambda: self.notify(process, "READY=1"))
         if "watchdog" in self._options:
@@ -100,6 +103,13 @@ class Program(Behaviour):
     @staticmethod
     def _set_sick(process: Process, is_sick: bool) -> None:
         process.is_sick = is_sick
+
+    def _become_daemon(self, process: Process) -> None:
+        path, _, seconds = self._options["daemon"].partition("@")
+        daemon = process.machine.fork(process)
+        if daemon is not None:
+            daemon.after(float(seconds or 0), lambda: process.machine.pid_files.update({path: daemon.pid}))
+        process.end(0)
 
     @staticmethod
     def _fork(process: Process, count: int) -> None:

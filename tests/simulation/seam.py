@@ -13,7 +13,7 @@ import signal
 import socket as stdlib_socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
 from nsupervisor.notify_socket import Datagram, NotifySocket
 from nsupervisor.service.platform.kernel import Kernel
+from nsupervisor.service.platform.pid_file import PidFileError
 from tests.simulation import machine as machines
 from tests.simulation.machine import FIRST_FD, ROOT, Machine, Process, failure
 
@@ -504,6 +505,14 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         await trio.sleep(machine.delay())
         return ProbeResult(False, "HTTP 503") if answers[0].is_sick else ProbeResult(True, "HTTP 200")
 
+    def find_daemon(path: str, owners: Collection[int], pids: Sequence[int], is_namespaced: bool) -> int:
+        life.call("pid file")
+        if path not in machine.pid_files:
+            raise FileNotFoundError(path)
+        if machine.pid_files[path] not in pids:
+            raise PidFileError(f"{path} names process {machine.pid_files[path]}, which is not part of this workload")
+        return machine.pid_files[path]
+
     return Kernel(
         processes=Processes(life),
         files=Files(life),
@@ -514,6 +523,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         release_frozen=lambda pids: None,
         read_config=read_config,
         privileges=lambda: machine.privileges,
+        find_daemon=find_daemon,
         find_start_obstacle=lambda spec: machine.start_obstacle,
         probe=probe,
         find_unmet_condition=lambda conditions: find_unmet(conditions, HOST_FACTS),

@@ -80,7 +80,7 @@ LIFECYCLE_KEYS = (
 LATER_LIFECYCLE_KEYS = (
     *("restart_prevent_exit_status", "restart_force_exit_status", "runtime_max_sec", "runtime_randomized_extra_sec"),
     *("startup", "readiness", "liveness"),
-    *("restart_mode", "min_ready_sec", "kill_mode", "send_sighup", "final_kill_signal", "reload_signal"),
+    *("restart_mode", "min_ready_sec", "kill_mode", "send_sighup", "final_kill_signal", "reload_signal", "exit_type"),
 )
 """Keys of a workload that the lifecycle reads; the later ones are in a trace only if they have other values than the
 default, so that a trace without them is that of an earlier version."""
@@ -101,6 +101,7 @@ INPUTS: Mapping[str, type[events.Input]] = {
     "RestartReset": events.RestartReset,
     "NotReady": events.NotReady,
     "Extend": events.Extend,
+    "NewMain": events.NewMain,
     "Unhealthy": events.Unhealthy,
     "Exited": events.Exited,
     "Emptied": events.Emptied,

@@ -338,6 +338,8 @@ class ReplayedWorkload:
                     self._apply(events.Execed(generation), now)
                     if start_type(self.workload) in (*NOTIFY_TYPES, PROBED):
                         self._apply(events.Ready(generation), now)
+                    elif start_type(self.workload) == "forking":
+                        self._apply(events.NewMain(generation), now)
                 case Signal(signal=signum) if self.state.lifecycle.state is State.STOPPING:
                     self._apply(events.Exited(generation, Exit(signal=signum), populated=False), now)
                 case KillAll():

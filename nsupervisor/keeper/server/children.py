@@ -49,6 +49,7 @@ class Child:
         "failure",
         "has_execed",
         "has_init",
+        "has_other_main",
         "id",
         "is_ready",
         "is_tree",
@@ -83,6 +84,7 @@ class Child:
         self.program_pidfd = -1
         self.is_ready = False
         self.has_execed = False
+        self.has_other_main = False  # whether the program has become another process than the one that was started
         self.failure: dict[str, Any] | None = None
         self.status: int | None = None
         self.queued_signals: list[int] = []
@@ -103,6 +105,7 @@ class Child:
         self.notify = fds[3] if len(fds) > 3 else -1
         self.report, self.refill_kind = None, None
         self.is_ready = self.has_execed = True
+        self.has_other_main = False
         self.failure, self.status, self.queued_signals = None, None, []
         return self
 
@@ -128,6 +131,7 @@ class Child:
             "wanted": 0 if self.refill_kind is None else self.refill_kind.flags,
             "with_init": self.has_init,
             **({"tree": True} if self.is_tree else {}),
+            **({"main": True} if self.has_other_main else {}),
         }
 
     def inherit(self, inheritable: bool) -> None:
@@ -164,8 +168,21 @@ class Child:
         self.refill_kind = Kind(entry["wanted"]) if entry["wanted"] else None
         self.has_init = entry["with_init"]
         self.is_tree = entry.get("tree", False)  # version 0.1.0 does not write this key
+        self.has_other_main = entry.get("main", False)  # nor this one
         self.inherit(False)
         return self
+
+    def set_program(self, pid: int, start_ticks: int, pidfd: int) -> None:
+        """Continue with another process as the program. `pidfd` is taken over.
+
+        Without an init it is the first process as well, and not a child that this keeper has started.
+        """
+        if self.program_pidfd >= 0:
+            os.close(self.program_pidfd)
+        self.program_pid, self.program_pidfd = pid, pidfd
+        self.has_other_main, self.status = True, None
+        if not self.has_init:
+            self.pid, self.start_ticks = pid, start_ticks
 
     def read_exit_status(self) -> int:
         """Return the wait status of an adopted program that has ended; -1 if the kernel does not report it.

@@ -54,7 +54,7 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("batch", "cover", "enter", "join", "listen", "process-tree", "protect", "security")
+FEATURES = ("batch", "cover", "enter", "join", "listen", "main", "process-tree", "protect", "security")
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
 _STDIO_FDS = 3
@@ -181,7 +181,10 @@ class Keeper:
             if pid == 0:
                 break
             if pid not in self.processes:
-                self._on_entry_process(pid, raw)  # or an orphan of a workload
+                if (child := self._child_with_main(pid)) is not None:
+                    self._on_ended(child, raw)
+                else:
+                    self._on_entry_process(pid, raw)  # or an orphan of a workload
                 continue
             self._on_exits()  # read reports while the pid still identifies this child
             child = self.processes.pop(pid)
@@ -190,11 +193,24 @@ class Keeper:
             if child.is_tree and os.WIFSIGNALED(raw):
                 self.has_strays = True
                 self._kill_strays()
-            if child.status is None:
+            if child.status is None and child.has_other_main:
+                self._on_adopted_end(child)  # this is the end of the first process, for example of its init
+            elif child.status is None:
                 self._on_report(child, ended=True)
                 self._on_ended(child, child.program_status(raw))
         if self.has_strays:
             self._kill_strays()
+
+    def _child_with_main(self, pid: int) -> Child | None:
+        """Return the child whose program has become this process, which was the keeper's own child by then."""
+        return next(
+            (
+                child
+                for child in self.children.values()
+                if child.has_other_main and child.program_pid == pid and child.status is None
+            ),
+            None,
+        )
 
     def _kill_strays(self) -> None:
         """Kill what an init without a PID namespace has left because it was killed itself.
@@ -237,7 +253,7 @@ class Keeper:
         """
         for pid, status in self.exits.read():
             child = self.processes.get(pid)
-            if child is not None and child.has_init and child.status is None:
+            if child is not None and child.has_init and child.status is None and not child.has_other_main:
                 self._on_report(child, ended=True)
                 if child.may_have_ended():
                     self.lingering[child.name] = child
@@ -248,6 +264,8 @@ class Keeper:
         self.handlers.pop(fd, None)
 
     def _on_ended(self, child: Child, status: int) -> None:
+        if child.has_other_main and child.program_pidfd in self.handlers:
+            self._unwatch(child.program_pidfd)
         child.status = status
         self._send_ended(child)
 
@@ -496,6 +514,24 @@ class Keeper:
         self._watch(child.program_pidfd, lambda: self._on_adopted_end(child))
         return {}, ()
 
+    def _main(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Make another process the program of a child, for a daemon that has gone to the background."""
+        child = self.children.get(_child_id(message))
+        if child is None:
+            raise RequestError(f"{message['id']:.80} is not here")
+        for key in ("pid", "started"):
+            if type(message.get(key)) is not int or not 0 < message[key] < 1 << 63:
+                raise RequestError(f'"main" needs a number "{key}"')
+        if len(fds) != 1:
+            raise RequestError(f'"main" needs one descriptor, not {len(fds)}')
+        if child.program_pidfd in self.handlers:
+            self._unwatch(child.program_pidfd)
+        if self.lingering.get(child.name) is child:
+            del self.lingering[child.name]
+        child.set_program(message["pid"], message["started"], fds.pop())
+        self._watch(child.program_pidfd, lambda: self._on_adopted_end(child))
+        return {}, ()
+
     def _on_adopted_end(self, child: Child) -> None:
         self._unwatch(child.program_pidfd)
         self.reserve_fds.close()  # `read_exit_status` may need to open a file, and no other descriptor may be free
@@ -593,7 +629,7 @@ class Keeper:
                     self.lingering[child.name] = child
             if child.report is not None:
                 self._watch(child.report.fileno(), partial(self._on_report, child))
-            if child.status is None and child.id not in table["processes"]:
+            if child.status is None and (child.has_other_main or child.id not in table["processes"]):
                 self._watch(child.program_pidfd, partial(self._on_adopted_end, child))
         self._reap()
 
@@ -638,6 +674,7 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "spawn": Keeper._spawn,
     "enter": Keeper._enter,
     "adopt": Keeper._adopt,
+    "main": Keeper._main,
     "signal": Keeper._signal,
     "acknowledge": Keeper._acknowledge,
     "list": Keeper._list,

@@ -41,8 +41,11 @@ from nsupervisor.core.lifecycle import (
     PROBED,
     Lifecycle,
     State,
+    awaits_daemon,
+    goes_to_background,
     is_started,
     is_up,
+    is_up_without_program,
     is_watchdog_active,
     unfinished_actions,
 )
@@ -60,7 +63,16 @@ from nsupervisor.service.instance.devices import device_rules
 from nsupervisor.service.instance.exit_reports import ExitReports
 from nsupervisor.service.instance.limits import LimitWriter
 from nsupervisor.service.instance.log import InstanceLog
-from nsupervisor.service.instance.mailbox import Barrier, Call, Mailbox, Message, RetrySpawn, RulesPending, Shutdown
+from nsupervisor.service.instance.mailbox import (
+    Barrier,
+    Call,
+    Mailbox,
+    MainFound,
+    Message,
+    RetrySpawn,
+    RulesPending,
+    Shutdown,
+)
 from nsupervisor.service.instance.output import Output
 from nsupervisor.service.instance.program import Program
 from nsupervisor.service.instance.rule_actions import RuleActions
@@ -69,12 +81,14 @@ from nsupervisor.service.instance.spawn_spec import cover
 from nsupervisor.service.instance.start_status import NO_START, StartStatus
 from nsupervisor.service.instance.status import InstanceStatus
 from nsupervisor.service.instance.users import IdentityError
+from nsupervisor.service.platform.pid_file import PidFileError
 from nsupervisor.service.platform.renewed_cover import has_credentials, is_uncovered, renew_cover
 from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
 if TYPE_CHECKING:
     from nsupervisor.config.probes import ProbeKind
+    from nsupervisor.service.instance.daemon_search import DaemonSearch
     from nsupervisor.service.instance.exec_session import ExecSession
     from nsupervisor.service.instance.probes import LatestResult, Probes
 
@@ -167,6 +181,10 @@ class Actor:
     """The number of commands that have been executed in it; their ids have it."""
     _service_stops: bool = attrs.field(init=False, default=False)
     """Whether the service stops, so that no other generation may start."""
+    _daemon_search: DaemonSearch | None = attrs.field(init=False, default=None)
+    """Looks for the daemon that the program has become; None before that is needed."""
+    _unacknowledged_id: str = attrs.field(init=False, default="")
+    """The id of a start whose program has ended, and whose other processes run on: the keeper has their pipes."""
     _saved: InstanceCheckpoint | None = attrs.field(init=False, default=None)
     """The checkpoint that it has left, until `run` has completed what it says."""
 
@@ -231,11 +249,14 @@ class Actor:
         with self.contain_errors("cannot watch its watchdog"):
             self.program.set_watchdog(is_watchdog_active(self.lifecycle, self.workload))
             self._update_probes()
+            self._update_daemon_search()
         while not isinstance(message := await self.mailbox.receive(self.lifecycle.deadline), Shutdown):
             with self.contain_errors(f"cannot handle {type(message).__name__}"):
                 await self._handle(message)
             self._stop_between_generations()
         self.mailbox.close()
+        if self._daemon_search is not None:
+            self._daemon_search.update(None, self._find_daemon)
         self.observer.unwatch()
         self.limit_writer.close()
         self._changed.notify()
@@ -507,6 +528,9 @@ class Actor:
                         await self._on_exit(Ended(id_, -1))
             case Ended():
                 await self._on_exit(message)
+            case MainFound(generation=generation, pid=pid):
+                if generation == self.lifecycle.generation:
+                    await self._change_main(pid)
             case Call(command=command, handled=handled):
                 try:
                     if not (self._service_stops and isinstance(command, events.Start | events.Restart)):
@@ -517,8 +541,17 @@ class Actor:
                 await self._on_event(message)
 
     async def _on_exit(self, ended: Ended) -> None:
+        if ended.id == self.id and is_up_without_program(self.lifecycle):
+            self._unacknowledged_id = ended.id
+            return
         if ended.id != self.id or ended.id == self._failed_start_id or self.lifecycle.exit is not None:
             await self.context.keeper.acknowledge(ended.id)
+            return
+        exit_ = Exit.from_wait_status(ended.status)
+        if ended.failure is None and goes_to_background(self.lifecycle, exit_, self.is_populated(), self.workload):
+            self._unacknowledged_id = ended.id
+            self.program.left_background()
+            await self._on_event(events.Exited(self.lifecycle.generation, exit_, populated=True))
             return
         self.log.hold()  # start the next generation first, and write the records afterwards
         generation = self.lifecycle.generation
@@ -535,7 +568,46 @@ class Actor:
         self.program.exited()
         await self._on_event(events.Exited(generation, exit_, self.is_populated()))
         self.exit_reports.release()
-        await self.context.keeper.acknowledge(ended.id)
+        if is_up_without_program(self.lifecycle) and ended.id == self.id:
+            self._unacknowledged_id = ended.id
+        else:
+            await self.context.keeper.acknowledge(ended.id)
+
+    async def _change_main(self, pid: int) -> None:
+        """Continue with another process of the workload as its program."""
+        if pid == self.program.pid or self.lifecycle.state not in (State.RUNNING, State.READY, State.FROZEN):
+            return
+        problem = await self.program.change_main(self.id, pid, self.cgroup)
+        if problem:
+            self._on_daemon_problem(problem)
+            return
+        self._unacknowledged_id = ""
+        self.log_event("main process", pid=pid, message=f"process {pid} is its program from now on")
+        await self._on_event(events.NewMain(self.lifecycle.generation))
+
+    def _on_daemon_found(self, generation: int, pid: int) -> None:
+        self.post(MainFound(generation, pid))
+
+    def _on_daemon_problem(self, problem: str) -> None:
+        self.log_event("warning", "warning", message=f"pid_file: {problem}")
+
+    def _find_daemon(self) -> int:
+        """Return the pid of the daemon. Raises FileNotFoundError and PidFileError."""
+        if self.workload.pid_file is None:  # a reload has removed it
+            raise FileNotFoundError
+        try:
+            owners = self.program.pid_file_owners(self.workload, self.lifecycle.generation, self.cgroup)
+        except (IdentityError, ConfigError, OSError) as error:
+            raise PidFileError(f"it is not known to whom {self.workload.pid_file} may belong: {error}") from None
+        path, is_namespaced = self.workload.pid_file, self.workload.namespaces.pid
+        return self.context.kernel.find_daemon(path, owners, self.cgroup.pids(), is_namespaced)
+
+    async def _acknowledge_end(self) -> None:
+        """Let the keeper forget a program that has ended, if nothing of its generation runs any more."""
+        is_over = self._unacknowledged_id != self.id or not is_up_without_program(self.lifecycle)
+        if self._unacknowledged_id and is_over:
+            id_, self._unacknowledged_id = self._unacknowledged_id, ""
+            await self.context.keeper.acknowledge(id_)
 
     def report_exit(self, status: int, failure: SetupFailure | None) -> Exit:
         """Report how this generation ended, from its wait status and the OOM kills that its cgroup has counted."""
@@ -606,6 +678,8 @@ class Actor:
                 await self.program.remove_directories(self.workload)
         self.program.set_watchdog(has_watchdog)  # after a thaw: a program that cannot run cannot send anything
         self._update_probes()
+        self._update_daemon_search()
+        await self._acknowledge_end()
         if self._has_unfinished_actions:
             self._has_unfinished_actions = False
             self.save_checkpoint_later()
@@ -902,6 +976,16 @@ class Actor:
             self.log_event("warning", "warning", message=text)
 
     # ---- helpers
+
+    def _update_daemon_search(self) -> None:
+        is_wanted = awaits_daemon(self.lifecycle, self.workload)
+        if self._daemon_search is None:
+            if not is_wanted:
+                return
+            from nsupervisor.service.instance.daemon_search import DaemonSearch  # few programs become daemons
+
+            self._daemon_search = DaemonSearch(self.context, self._on_daemon_found, self._on_daemon_problem)
+        self._daemon_search.update(self.lifecycle.generation if is_wanted else None, self._find_daemon)
 
     def _update_probes(self) -> None:
         if self._probes is None:

@@ -37,11 +37,19 @@ class Barrier:
 
 
 @attrs.frozen
+class MainFound:
+    """Another process of the workload, by its pid, is its program from now on."""
+
+    generation: int
+    pid: int
+
+
+@attrs.frozen
 class Shutdown:
     """Stop the actor: no more messages will come."""
 
 
-Message = events.Input | RulesPending | Call | Barrier | Shutdown | Execed | Ended | RetrySpawn
+Message = events.Input | RulesPending | Call | Barrier | Shutdown | Execed | Ended | RetrySpawn | MainFound
 
 
 @attrs.define(eq=False)

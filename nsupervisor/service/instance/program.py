@@ -17,7 +17,7 @@ from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
 from nsupervisor.core.reload.start_changes import START_REVISION, find_start_changes
-from nsupervisor.keeper.messages import Child, KeeperLost, Spawned
+from nsupervisor.keeper.messages import Child, KeeperLost, RefusedError, Spawned, UnknownChildError
 from nsupervisor.logs import call_in_thread
 from nsupervisor.notify_socket import socket_path
 from nsupervisor.service.context import ServiceContext
@@ -180,6 +180,63 @@ class Program:
         self.forget_process()
         self.close_notify_socket()
 
+    def left_background(self) -> None:
+        """Note that the program has exited and left the daemon that it has started; which one that is, is not known."""
+        self.pid = None
+        self.close(self._pidfd)
+        self._pidfd = -1
+
+    def pid_file_owners(self, workload: WorkloadConfig, generation: int, cgroup: Cgroup) -> set[int]:
+        """Return the users on the host that a pid file may belong to. Raises as `exec_spec`."""
+        owner = host_owner(self._spec(workload, generation, cgroup))
+        return {0, os.geteuid(), *(() if owner is None else owner[:1])}
+
+    async def change_main(self, id_: str, pid: int, cgroup: Cgroup) -> str:
+        """Continue with another process of the workload as the program; return why that is not possible, or "".
+
+        A pidfd of the process is opened first. So the check that it is part of the workload, its start time and the
+        keeper's signals are about one process, also if its pid is given to another one meanwhile.
+        """
+        kernel = self.context.kernel.processes
+        try:
+            pidfd = kernel.pin(pid)
+        except OSError as error:
+            return f"process {pid} cannot be followed: {error.strerror}"
+        started = kernel.start_time(pid)
+        if started is None or pid not in cgroup.pids() or kernel.has_ended(pidfd):
+            self.close(pidfd)
+            return f"process {pid} is not part of this workload"
+        main = Process(pid, started)
+        before = self.process
+        first = before.first if before is not None and before.first != before.program else main
+        process = ProcessRef(first, main, self._pipe_inodes)
+        try:
+            try:
+                await self.context.keeper.set_main(id_, (pid, started), pidfd)
+            except UnknownChildError:  # the keeper that started it is dead
+                await self._give_to_keeper(id_, process, pidfd, cgroup)
+        except RefusedError as error:
+            self.close(pidfd)
+            return f"process {pid} cannot be followed: {error}"
+        except KeeperLost:  # the search goes on, with the next keeper
+            self.close(pidfd)
+            return f"process {pid} cannot be followed: the keeper was lost"
+        self.close(self._pidfd)
+        self._pidfd, self.pid, self.process = pidfd, pid, process
+        return ""
+
+    async def _give_to_keeper(self, id_: str, process: ProcessRef, pidfd: int, cgroup: Cgroup) -> None:
+        """Let the keeper monitor a process that it does not know. Raises RefusedError and KeeperLost."""
+        members, kernel = cgroup.pids(), self.context.kernel.processes
+        pipes = [kernel.open_pipe(inode, members) if inode else -1 for inode in process.pipes]
+        pipes = [fd if fd >= 0 else kernel.open_ended_pipe() for fd in pipes]
+        notify = [self._notify_fd] if self._notify_fd >= 0 else []
+        first = process.first.pid, process.first.start_ticks
+        try:
+            await self.context.keeper.direct.adopt(id_, first, process.program.pid, [pidfd, *pipes, *notify])
+        finally:
+            self.close(*pipes)
+
     async def remove_directories(self, workload: WorkloadConfig) -> None:
         """Remove its runtime directories, when none of its processes is left. Raises OSError.
 
@@ -289,7 +346,10 @@ class Program:
         self.spawn_digest, self.environment_digest = checkpoint.spawn_digest, checkpoint.environment_digest
         self.watchdog_sec, self.start_revision = checkpoint.watchdog_sec, checkpoint.start_revision
         if checkpoint.process is not None and checkpoint.lifecycle.is_alive:
-            self._attach(checkpoint.process)
+            if checkpoint.lifecycle.exit is None:
+                self._attach(checkpoint.process)
+            else:  # it has left a daemon that is not known yet
+                self.process, self._pipe_inodes = checkpoint.process, checkpoint.process.pipes
 
     def _attach(self, process: ProcessRef) -> None:
         self.process, self.pid, self._pipe_inodes = process, process.program.pid, process.pipes

@@ -31,6 +31,7 @@ from nsupervisor.notify_socket import NotifySocket, notify_socket
 from nsupervisor.service.platform.exec_streams import OpenExecStreams, open_exec_streams
 from nsupervisor.service.platform.images import ResolveImages, forget_image_use, note_image_use, resolve_images
 from nsupervisor.service.platform.isolation import Isolate, isolate
+from nsupervisor.service.platform.pid_file import find_daemon
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
 from nsupervisor.service.platform.start_conditions import find_unmet_condition
@@ -89,6 +90,8 @@ class Kernel:
     find_included: Find = find_included
     """Reads the files that the configuration includes. Raises ConfigError."""
     privileges: Callable[[], Privileges] = own_privileges
+    find_daemon: Callable[[str, Collection[int], Sequence[int], bool], int] = find_daemon
+    """Finds the process that a pid file names, see `platform.pid_file`."""
     find_start_obstacle: Callable[[Mapping[str, Any]], StartObstacle | None] = find_start_obstacle
     """Finds what would make a start with this specification fail; called in a thread."""
     find_unmet_condition: Callable[[tuple[StartCondition, ...]], StartCondition | None] = find_unmet_condition

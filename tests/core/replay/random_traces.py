@@ -118,6 +118,7 @@ def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadCon
         kill_mode=rnd.choice(("main", "all")),
         send_sighup=rnd.random() < 0.3,
         final_kill_signal=rnd.choice((9, 9, 3)),
+        exit_type=rnd.choice(("main", "main", "cgroup")) if workload.type != "oneshot" else "main",
     )
 
 
