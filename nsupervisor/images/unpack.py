@@ -340,6 +340,12 @@ def _explain(error: OSError) -> str:
 def describe_left_out(left_out: LeftOut) -> Iterable[str]:
     """Yield a text for each kind of thing that was left out."""
     if left_out.devices:
-        yield f"{left_out.devices} device nodes were left out, as a root has the kernel's own in /dev"
+        nodes = "1 device node was" if left_out.devices == 1 else f"{left_out.devices} device nodes were"
+        yield f"{nodes} left out, as a root has the kernel's own in /dev"
     if left_out.attributes:
-        yield f"{left_out.attributes} extended attributes were left out; only file capabilities are kept"
+        attributes = (
+            "1 extended attribute was"
+            if left_out.attributes == 1
+            else f"{left_out.attributes} extended attributes were"
+        )
+        yield f"{attributes} left out; only file capabilities are kept"

@@ -34,7 +34,7 @@ def test_load_ls_rm_and_gc(state, reference):
     done = image(state, "load", reference)
     assert (done.returncode, done.stdout.startswith(f"{reference}: sha256:")) == (0, True)
     assert "layer 1 of 1: sha256:" in done.stderr
-    assert "1 device nodes were left out" in done.stderr
+    assert "1 device node was left out" in done.stderr
     listed = image(state, "ls")
     heads, row = listed.stdout.splitlines()
     assert heads.split() == ["IMAGE", "SIZE", "AGE", "USED", "BY", "REFERENCE"]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,47 @@ def test_zstd_without_a_library_is_refused_with_what_to_do(tmp_path, store, monk
     path = write_layout(tmp_path / "source", LAYERS[:1], suffix="+zstd", blobs={0: blob})
     with pytest.raises(ImageError, match="install the Python package zstandard, or copy the image with skopeo"):
         load_image(reference("oci", path), store)
+
+
+@needs("root")
+def test_another_user_than_root_loads_and_removes_an_image():
+    """Also directories that their owner may not write to; files belong to this user."""
+    layers = [
+        make_tar(
+            [
+                directory("d", mode=0o555, uid=0),
+                file("d/f", b"x", uid=0),
+                file("d/g", mode=0o4700),
+                directory("e", mode=0),
+            ]
+        ),
+        make_tar([file("d/.wh.f"), file("d/h", uid=5)]),
+    ]
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        state = Path(place, "state")
+        state.mkdir(mode=0o700)
+        source = reference("oci", write_layout(Path(place, "source"), layers))
+        for path in (Path(place), state):
+            os.chown(path, 65534, 65534)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+                with Store(str(state)) as store:
+                    chain = load_image(source, store).chain
+                    found = {name: node[1] for name, node in read_tree(Path(store.root_path(chain))).items()}
+                    assert found == {"d": 0o555, "d/g": 0o4700, "d/h": 0o644, "e": 0}
+                    assert os.stat(f"{store.root_path(chain)}/d/h").st_uid == 65534
+                    store.remove_record(str(source))
+                    assert store.collect().chains == (chain,)
+                assert leftovers(state) == []
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # ---- uses and gc
