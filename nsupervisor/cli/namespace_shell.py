@@ -139,8 +139,10 @@ def _child(
         order = b""
         if spec.has_init:
             order_reader, order_writer = os.pipe()
+            started_reader, started_writer = os.pipe()
             if os.fork() != 0:
-                _become_init(executable, exits, order_reader)
+                _become_init(executable, exits, order_reader, started_writer)
+            os.close(started_writer)
             order = native.order(os.getpid(), "nsupervisor: init shell", signal=signal.SIGTERM, grace_ms=_GRACE_MS)
         for function in steps:
             if function not in setup.NAMESPACE_STEPS:
@@ -153,6 +155,8 @@ def _child(
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         step = "execute"
         if order:
+            # Race: until the init has executed its program, it is this command, in its directory and with its files.
+            os.read(started_reader, 1)  # empty if the init has ended, which ends this process
             os.write(order_writer, order)
         setup.execute(spec, mask)
     except StepError as error:
@@ -163,13 +167,17 @@ def _child(
         os._exit(setup.EXIT_SETUP)
 
 
-def _become_init(executable: int, exits: int, order: int) -> NoReturn:
-    """Execute the init; it closes the terminal and all other inherited files, which belong to the program."""
-    free = max(executable, exits, order, native.INIT_ORDER) + 1
-    executable, exits, order = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, free) for fd in (executable, exits, order))
+def _become_init(executable: int, exits: int, order: int, started: int) -> NoReturn:
+    """Execute the init; it closes the terminal and all other inherited files, which belong to the program.
+
+    It writes a byte to `started` when it has done that.
+    """
+    given = executable, exits, order, started
+    free = max(*given, native.INIT_ORDER) + 1
+    executable, exits, order, started = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, free) for fd in given)
     os.dup2(exits, native.INIT_STATUS)
+    os.dup2(started, native.INIT_STARTED)
     os.dup2(order, native.INIT_ORDER)
-    os.closerange(native.INIT_STATUS + 1, native.INIT_ORDER)
     os.execve(executable, [native.TITLE_SPACE], {})  # noqa: S606 - no shell is wanted
 
 

@@ -176,6 +176,18 @@ def test_the_init_keeps_no_directory_busy_and_the_program_stays_in_it(tmp_path: 
 
 
 @needs("root")
+def test_a_program_could_be_executed_before_its_init_was() -> None:
+    """It found the command in place of the init, in its own directory. Here the init takes its time."""
+    late = "import time; from nsupervisor.cli import namespace_shell as engine; become_init = engine._become_init; "
+    late += "engine._become_init = lambda *descriptors: (time.sleep(0.3), become_init(*descriptors)); "
+    python, *options, script, name = command("pid", "cat")
+    script = script.replace("from nsupervisor", f"{late}from nsupervisor", 1)
+    argv = [python, *options, script, name, "/proc/1/cmdline"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=deadline(30))
+    assert done.stdout.startswith("nsupervisor: init"), done
+
+
+@needs("root")
 def test_what_the_program_leaves_gets_sigterm() -> None:
     script = (
         "mkfifo $1; (trap 'echo saved; exit' TERM; echo > $1; while :; do sleep 0.01; done) & read line < $1; exit 3"

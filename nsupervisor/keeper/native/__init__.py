@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 STARTED, EXITS, ORDER = 4, 7, 9
 """Descriptors of the zygote that `start_init` gives to the init."""
-INIT_STATUS, INIT_ORDER = 3, 5
-"""Descriptors of the init when it is executed otherwise than by `start_init`: for `EXITS`, and for the order."""
+INIT_STATUS, INIT_STARTED, INIT_ORDER = 3, 4, 5
+"""Descriptors of the init when it is executed otherwise than by `start_init`: for `EXITS`, `STARTED` and the order."""
 STARTED_MESSAGE = b"i"
 """The init's only message by `STARTED`: it is ready. If there is no init, an errno is sent instead (`ERRNO`)."""
 ERRNO = struct.Struct("i")
