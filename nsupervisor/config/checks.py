@@ -62,6 +62,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     yield from _cycles(config)
     yield from _relation_conflicts(config)
     yield from _shared_log_files(config)
+    yield from _published_port_conflicts(config)
     yield from _membership_conflicts(config)
     for workload in config.workloads.values():
         if any(variant.timer != workload.timer for _, variant in workload.each_variant()):
@@ -476,7 +477,7 @@ def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Co
     for kind in spaces.joined if spaces.user else ():
         yield Conflict(
             (*path, "namespaces", kind),
-            "cannot be joined by a program in a user namespace of its own, which has no privilege over it; write "
+            "cannot be entered by a program in a user namespace of its own, which has no privilege over it; write "
             "user = false under namespaces, or a namespace of its own (true)",
             ((*path, "namespaces", "user"),),
         )
@@ -515,6 +516,34 @@ def _join_conflicts(workload: WorkloadConfig, path: KeyPath, config: Config) -> 
                 "running",
                 (("workload", name, "type"),),
             )
+
+
+def _published_port_conflicts(config: Config) -> Iterator[Conflict]:
+    """Check that each port of the host leads to one instance, and that there is a network that can publish it."""
+    users: dict[tuple[int, str], list[tuple[str, KeyPath]]] = {}
+    for instance, workload in config.each_variant():
+        table: KeyPath = ("workload", workload.name, "network", "publish")
+        if workload.network.publish and not workload.namespaces.cni_network:
+            yield Conflict(
+                table,
+                'needs a network that plugins set up; write network = "cni:default" under namespaces, or remove it',
+                (("workload", workload.name, "namespaces", "network"),),
+            )
+        for number, port in enumerate(workload.network.publish):
+            path: KeyPath = (*table, number)
+            if instance is None and len(workload.instance_ids) > 1:
+                yield Conflict(
+                    path,
+                    "would be the port of several instances; publish it for a workload with one instance, or write "
+                    '"{instance}" in it, with expand = true',
+                    (("workload", workload.name, "instances"),),
+                )
+            known = users.setdefault((port.host_port, port.protocol), [])
+            for host, other in known:
+                if host == port.host or not host or not port.host:
+                    yield Conflict(path, f"{quoted(str(port))} is published before, by {format_path(other)}", (other,))
+                    break
+            known.append((port.host, path))
 
 
 def _root_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

@@ -318,16 +318,25 @@ def _namespace_of(kind: str) -> Scalar:
     return Scalar(load, {"type": "boolean"})
 
 
-JOIN_WORKLOAD, JOIN_PATH = "workload:", "path:"
-"""Prefixes of the names of namespaces to join."""
+JOIN_WORKLOAD, JOIN_PATH, CNI = "workload:", "path:", "cni:"
+"""Prefixes of the names of namespaces to join, the last one for a network that plugins set up."""
+
+
+def _network(value: Any) -> bool | str:
+    if value == "pasta":
+        raise ValueError(
+            "is not available yet in this version; write true (loopback only), a namespace to join, or as root "
+            '"cni:NAME"'
+        )
+    if isinstance(value, str) and value.startswith(CNI):
+        return CNI + _joined_part(_name, value.removeprefix(CNI), "cni:default")
+    return _joinable_namespace(value)
 
 
 def _joinable_namespace(value: Any) -> bool | str:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
-        if value == "pasta" or value.startswith("cni:"):
-            raise ValueError("is not available yet in this version; write true, false, or a namespace to join")
         if value.startswith(JOIN_WORKLOAD):
             return JOIN_WORKLOAD + _joined_part(_name, value.removeprefix(JOIN_WORKLOAD), "workload:web")
         if value.startswith(JOIN_PATH):
@@ -642,15 +651,15 @@ PATH_CONDITION = Scalar(_negatable(_path), {"type": "string", "pattern": "^!?/"}
 HOST_CONDITION = Scalar(_negatable(_word), {"type": "string", "pattern": whole_text_pattern(r"!?\S(.*\S)?")})
 ENVIRONMENT_CONDITION = Scalar(_negatable(_variable_condition), {"type": "string", "pattern": "^!?[^=!]"})
 BOOLEAN = Scalar(_boolean, {"type": "boolean"})
-JOINABLE_NAMESPACE = Scalar(
-    _joinable_namespace,
-    {
-        "anyOf": [
-            {"type": "boolean"},
-            {"type": "string", "pattern": whole_text_pattern(f"{JOIN_WORKLOAD}{NAME_PATTERN}")},
-            {"type": "string", "pattern": f"^{JOIN_PATH}/"},
-        ]
-    },
+_JOINABLE_SCHEMAS: tuple[dict[str, Any], ...] = (
+    {"type": "boolean"},
+    {"type": "string", "pattern": whole_text_pattern(f"{JOIN_WORKLOAD}{NAME_PATTERN}")},
+    {"type": "string", "pattern": f"^{JOIN_PATH}/"},
+)
+JOINABLE_NAMESPACE = Scalar(_joinable_namespace, {"anyOf": list(_JOINABLE_SCHEMAS)})
+NETWORK = Scalar(
+    _network,
+    {"anyOf": [*_JOINABLE_SCHEMAS, {"type": "string", "pattern": whole_text_pattern(f"{CNI}{NAME_PATTERN}")}]},
 )
 MOUNT_NAMESPACE, PID_NAMESPACE, CGROUP_NAMESPACE, USER_NAMESPACE, TIME_NAMESPACE = map(_namespace_of, _NOT_JOINED)
 HOSTNAME = Scalar(

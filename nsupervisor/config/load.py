@@ -223,6 +223,7 @@ class _Loader:
             workloads={name: table for name, table in config.workloads.items() if is_sound("workload", name)},
             groups={name: table for name, table in config.groups.items() if is_sound("group", name)},
             host=config.host if is_sound("host") else model.HostConfig(),
+            network=config.network if is_sound("network") else model.NetworksConfig(),
         )
 
     def involves_failure(self, path: KeyPath) -> bool:

@@ -20,6 +20,7 @@ from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
+from nsupervisor.config.ports import PUBLISHED_PORT, PublishedPort
 from nsupervisor.config.probes import LivenessConfig, ProbeConfig, ProbeKind, ReadinessConfig, StartupConfig
 from nsupervisor.config.relations import DEPENDENCY, DependencyConfig, to_dependencies
 from nsupervisor.config.security import SecurityConfig as SecurityConfig
@@ -136,7 +137,8 @@ class SupervisorConfig(Table):
 class NamespacesConfig(Table):
     """[workload.NAME.namespaces]: true makes a new namespace, false shares the supervisor's.
 
-    "workload:NAME" and "path:/FILE" join that of another workload, or the one behind a file.
+    "workload:NAME" and "path:/FILE" join that of another workload, or the one behind a file. "cni:NAME" is a new
+    network namespace, in which plugins set up the network NAME.
     """
 
     mount: bool = field(default=True, metadata=key(kinds.MOUNT_NAMESPACE, "its own mounts, with its own /proc"))
@@ -146,9 +148,7 @@ class NamespacesConfig(Table):
         default=True, metadata=key(kinds.JOINABLE_NAMESPACE, "its own System V IPC and message queues")
     )
     cgroup: bool = field(default=True, metadata=key(kinds.CGROUP_NAMESPACE, "sees its own cgroup as the root"))
-    network: bool | str = field(
-        default=False, metadata=key(kinds.JOINABLE_NAMESPACE, "its own network, with loopback only")
-    )
+    network: bool | str = field(default=False, metadata=key(kinds.NETWORK, "its own network, with loopback only"))
     user: bool = field(default=False, metadata=key(kinds.USER_NAMESPACE, "its own users and capabilities"))
     time: bool = field(default=False, metadata=key(kinds.TIME_NAMESPACE, "its own monotonic and boot-time clocks"))
     hostname: str | None = field(default=None, metadata=key(kinds.HOSTNAME, "the host name in a new uts namespace"))
@@ -162,7 +162,7 @@ class NamespacesConfig(Table):
 
     @property
     def joined(self) -> dict[str, str]:
-        """The namespaces that are joined: by kind, "workload:NAME" or "path:/FILE"."""
+        """The namespaces that are entered: by kind, "workload:NAME", "path:/FILE", or "cni:NAME" for a network."""
         values = {kind: getattr(self, kind) for kind in ("network", "uts", "ipc")}
         return {kind: value for kind, value in values.items() if isinstance(value, str)}
 
@@ -174,6 +174,40 @@ class NamespacesConfig(Table):
             for kind, value in self.joined.items()
             if value.startswith(kinds.JOIN_WORKLOAD)
         }
+
+    @property
+    def cni_network(self) -> str:
+        """The name of the network that plugins set up; "" if none does."""
+        is_cni = isinstance(self.network, str) and self.network.startswith(kinds.CNI)
+        return str(self.network).removeprefix(kinds.CNI) if is_cni else ""
+
+
+@frozen(repr=False)
+class NetworkConfig(Table):
+    """[workload.NAME.network]: what else there is in a network that plugins set up."""
+
+    publish: tuple[PublishedPort, ...] = field(
+        default=(),
+        metadata=key(
+            ListOf(PUBLISHED_PORT), 'ports of the host that lead to ports of the workload: "127.0.0.1:8080:80/tcp"'
+        ),
+    )
+
+
+@frozen(repr=False)
+class NetworksConfig(Table):
+    """[network]: the networks of this host."""
+
+    allow_forwarding: bool = field(
+        default=False,
+        metadata=key(
+            kinds.BOOLEAN, "plugins may switch on the host's forwarding of packets (net.ipv4.ip_forward)", live=True
+        ),
+    )
+    config_directory: str = field(
+        default="/etc/cni/net.d",
+        metadata=key(kinds.PATH, "where the files NAME.conflist of networks are", live=True),
+    )
 
 
 @frozen(repr=False)
@@ -803,6 +837,10 @@ class WorkloadConfig(Table):
     user_namespace: UserNamespaceConfig = field(
         factory=UserNamespaceConfig, metadata=key(TableOf(UserNamespaceConfig), "the mappings of a new user namespace")
     )
+    network: NetworkConfig = field(
+        factory=NetworkConfig,
+        metadata=key(TableOf(NetworkConfig), "what else there is in a network that plugins set up"),
+    )
     may_control: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.NAME), "its processes may use the API, for these workloads alone")
     )
@@ -968,6 +1006,9 @@ class Config(Table):
         metadata=key(TableOf(GroupConfig, is_named=True), "limits that several share, by name", toml="group"),
     )
     host: HostConfig = field(factory=HostConfig, metadata=key(TableOf(HostConfig), "what the host's readings lead to"))
+    network: NetworksConfig = field(
+        factory=NetworksConfig, metadata=key(TableOf(NetworksConfig), "the networks of this host")
+    )
     defaults: DefaultsConfig = field(
         factory=DefaultsConfig, metadata=key(TableOf(DefaultsConfig), "what all workloads have")
     )
@@ -1000,7 +1041,7 @@ class Config(Table):
 
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
-    WorkloadConfig: ("network", "sockets"),
+    WorkloadConfig: ("sockets",),
     Resources: ("network_max",),
 }
 """Keys of later versions, by class: rejected like any unknown key, with a message that they are planned."""

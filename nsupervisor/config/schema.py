@@ -38,6 +38,8 @@ _NAMES: Mapping[type, str] = {
     model.HostConfig: "Host",
     model.NamespacesConfig: "Namespaces",
     model.UserNamespaceConfig: "UserNamespace",
+    model.NetworkConfig: "WorkloadNetwork",
+    model.NetworksConfig: "Network",
     model.IdMapping: "IdMapping",
     model.RootConfig: "Root",
     model.MountConfig: "Mount",
@@ -92,6 +94,7 @@ _LITERAL = (
     model.GroupConfig,
     model.GroupRule,
     model.HostConfig,
+    model.NetworksConfig,
 )
 """Tables whose values have no placeholders."""
 _LITERAL_KEYS = ("extends", "override", "expand")

@@ -14,6 +14,7 @@ from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
 from nsupervisor.metrics.measures import Measures
+from nsupervisor.service.networks import Networks
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.dynamic_users import DynamicUsers
@@ -68,6 +69,8 @@ class ServiceContext:
     )
     listeners: set[TransitionListener] = attrs.field(factory=set)
     group_listeners: set[GroupListener] = attrs.field(factory=set)
+    networks: Networks = attrs.field(factory=lambda: Networks("", "", lambda instance, message: None))
+    """The networks that plugins have set up."""
     find_pidfd: Callable[[str], int] = lambda name: -1
     """Returns the pidfd of the program that an instance runs, which stays its own; -1: none."""
     probe_slots: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_PROBES))

@@ -64,6 +64,7 @@ from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
 from nsupervisor.service.jobs.jobs import Jobs
 from nsupervisor.service.jobs.registry import Registry
 from nsupervisor.service.jobs.relations import Relations
+from nsupervisor.service.networks import Networks
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.observe.log_rotation import log_rotation
@@ -520,6 +521,10 @@ async def _supervise(
     state_file = StateFile(directory, header, partial(_log_state_problem, journal), saved.lines, kernel.files)
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
+        state_directory = config.supervisor.state_directory or default_state_directory()
+        networks = Networks(
+            state_directory, config.supervisor.name, partial(_log_network_problem, journal), config.network
+        )
         context = ServiceContext(
             keeper,
             watcher,
@@ -532,7 +537,8 @@ async def _supervise(
             logs,
             uid_ranges=_uid_ranges(config.supervisor, kernel),
             dynamic_users=_dynamic_users(config.supervisor, kernel),
-            state_directory=config.supervisor.state_directory or default_state_directory(),
+            state_directory=state_directory,
+            networks=networks,
             offset_files=offset_files_left(directory),
             tails=platform.tails,
             has_records_file=platform.records_file is not None,
@@ -581,6 +587,9 @@ async def _supervise(
                 if context.tails is not None:
                     context.tails.remove_others()
                 alive_count = await take_over(all_actors, saved, children, context, config.supervisor.orphans)
+                if kernel.keeps_networks:
+                    await networks.begin(lambda name: _network_namespace(all_actors.get(name), kernel))
+                    nursery.start_soon(networks.run)
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 relations = Relations(jobs)
@@ -629,11 +638,27 @@ async def _supervise(
             await _kill_remaining([*actors.values(), *leftovers.values()])
         finally:
             groups.close()
+            networks.close()
         with trio.move_on_after(DRAIN_TIMEOUT_S):
             await jobs.wait_drained()
         captures.cancel_scope.cancel()
     state_file.remove()
     return ending.end
+
+
+def _network_namespace(actor: Actor | None, kernel: Kernel) -> int:
+    """Return a new descriptor of the network namespace of the program that an instance runs; -1 if it runs none."""
+    if actor is None or actor.program.pidfd < 0:
+        return -1
+    try:
+        return kernel.open_namespace_of(actor.program.pidfd, "network")
+    except OSError:
+        return -1
+
+
+def _log_network_problem(journal: Journal, instance: str, message: str) -> None:
+    fields = {"workload": instance} if instance else {}
+    journal.log.warning("warning", message=message, **fields)
 
 
 def _uid_ranges(settings: Settings, kernel: Kernel) -> UidRanges | None:

@@ -528,6 +528,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         probe=probe,
         find_unmet_condition=lambda conditions: find_unmet(conditions, HOST_FACTS),
         random=machine.random.random,
+        keeps_networks=False,
     )
 
 

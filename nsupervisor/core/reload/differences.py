@@ -11,7 +11,15 @@ import attrs
 
 from nsupervisor.config.kinds import Kind, MapOf, TableOf, TablesOf
 from nsupervisor.config.load import equal_settings, key_slots
-from nsupervisor.config.model import Config, GroupConfig, HostConfig, Resources, SupervisorConfig, WorkloadConfig
+from nsupervisor.config.model import (
+    Config,
+    GroupConfig,
+    HostConfig,
+    NetworksConfig,
+    Resources,
+    SupervisorConfig,
+    WorkloadConfig,
+)
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import format_path
 from nsupervisor.config.to_toml import to_toml
@@ -45,7 +53,7 @@ def supervisor_differences(old: SupervisorConfig, new: SupervisorConfig) -> tupl
 
 
 def group_differences(old: Config, new: Config) -> tuple[Change, ...]:
-    """Return the groups that only one file has, and the keys of others and of [host] that differ; all are live."""
+    """Return the groups that only one file has, and keys of others, [host] and [network] that differ; all are live."""
     changes: list[Change] = []
     for name in dict.fromkeys((*new.groups, *old.groups)):
         before, after = old.groups.get(name), new.groups.get(name)
@@ -53,7 +61,11 @@ def group_differences(old: Config, new: Config) -> tuple[Change, ...]:
             changes.append(_new_change(TableOf(GroupConfig), before, after, ("group", name), True, False))
         else:
             changes += _table_changes(GroupConfig, before, after, ("group", name), live=True)
-    return (*changes, *_table_changes(HostConfig, old.host, new.host, ("host",), live=True))
+    return (
+        *changes,
+        *_table_changes(HostConfig, old.host, new.host, ("host",), live=True),
+        *_table_changes(NetworksConfig, old.network, new.network, ("network",), live=True),
+    )
 
 
 def _table_changes(cls: type, old: Any, new: Any, path: KeyPath, live: bool = False) -> Iterator[Change]:

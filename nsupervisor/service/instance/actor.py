@@ -676,6 +676,7 @@ class Actor:
         if before.state in ALIVE_STATES and after.state not in ALIVE_STATES:
             with self.contain_errors("cannot remove its runtime directory"):
                 await self.program.remove_directories(self.workload)
+            await self.context.networks.release(self.name)
         self.program.set_watchdog(has_watchdog)  # after a thaw: a program that cannot run cannot send anything
         self._update_probes()
         self._update_daemon_search()

@@ -1,11 +1,12 @@
 """Open the namespaces that the program of an instance joins."""
 
 import errno
-from collections.abc import Mapping
 
 import trio
 
 from nsupervisor.config.kinds import JOIN_PATH, JOIN_WORKLOAD
+from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.cni import NetworkError
 from nsupervisor.logs import call_in_thread
 from nsupervisor.service.context import ServiceContext
 
@@ -13,17 +14,19 @@ OPEN_TIMEOUT_S = 5.0
 """Seconds until a namespace behind a file must be open; a network file system may not answer."""
 
 
-async def open_joined(joins: Mapping[str, str], context: ServiceContext) -> list[int]:
-    """Open each namespace of `joins` (by kind, "workload:NAME" or "path:/FILE"); the caller closes the descriptors.
+async def open_joined(instance: str, workload: WorkloadConfig, context: ServiceContext) -> list[int]:
+    """Open each namespace of `NamespacesConfig.joined`, and have its network set up; the caller closes the descriptors.
 
     A start waits for the workloads that it joins, but one of them may end at this instant. Then the start fails, and
     the next one waits for its next program. Raises OSError.
     """
     fds: list[int] = []
     try:
-        for kind, source in joins.items():
+        for kind, source in workload.namespaces.joined.items():
             try:
-                fds.append(await _open(kind, source, context))
+                fds.append(await _open(instance, workload, kind, source, context))
+            except NetworkError as error:
+                raise OSError(str(error)) from None
             except OSError as error:
                 raise OSError(f"cannot join the {kind} namespace of {source}: {error.strerror or error}") from None
     except BaseException:
@@ -33,7 +36,10 @@ async def open_joined(joins: Mapping[str, str], context: ServiceContext) -> list
     return fds
 
 
-async def _open(kind: str, source: str, context: ServiceContext) -> int:
+async def _open(instance: str, workload: WorkloadConfig, kind: str, source: str, context: ServiceContext) -> int:
+    if name := workload.namespaces.cni_network if kind == "network" else "":
+        namespace = await context.networks.attach(instance, name, workload.network.publish)
+        return context.kernel.processes.duplicate(namespace)
     if source.startswith(JOIN_WORKLOAD):
         pidfd = context.find_pidfd(source.removeprefix(JOIN_WORKLOAD))
         if pidfd < 0:

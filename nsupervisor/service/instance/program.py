@@ -135,7 +135,7 @@ class Program:
             self.context.kernel.make_overlay_directory(spec)
         # It is no part of what the workload is configured to be started with, so the digest does not have it.
         debug = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
-        join_fds = await open_joined(spec.get("joins", {}), self.context)
+        join_fds = await open_joined(self.name, workload, self.context) if "joins" in spec else []
         self.is_being_set_up = True
         try:
             spawned = await self.context.keeper.spawn({**spec, **debug}, while_spawning, self._notify_fd, join_fds)

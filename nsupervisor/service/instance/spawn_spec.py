@@ -102,7 +102,7 @@ def spawn_spec(
         ),
         "cwd": workload.working_directory,
         "namespaces": [name for name in NAMESPACES if getattr(spaces, name) is True],
-        **({"joins": spaces.joined} if spaces.joined else {}),
+        **({"joins": joins} if (joins := _joins(workload)) else {}),
         "hostname": spaces.hostname if spaces.hostname is not None or spaces.uts is not True else host_name(name),
         "uid_mappings": uid_mappings,
         "gid_mappings": gid_mappings,
@@ -126,6 +126,14 @@ def spawn_spec(
         **({"directories": directories} if directories else {}),
         **({"credentials": dict(workload.credentials)} if workload.credentials else {}),
     }
+
+
+def _joins(workload: WorkloadConfig) -> dict[str, str]:
+    """Return the namespaces to join: by kind, whose they are, and what a restart is needed for if it changes."""
+    joins = workload.namespaces.joined
+    if workload.network.publish:
+        joins["network"] = " ".join([joins["network"], *map(str, workload.network.publish)])
+    return joins
 
 
 _CPU_POLICIES = {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5}

@@ -112,6 +112,8 @@ class Kernel:
     """Notes what an instance is started from; called in a thread. Raises OSError."""
     forget_image_use: Callable[[str, str], None] = forget_image_use
     """Notes that an instance does not run; called in a thread. Raises OSError."""
+    keeps_networks: bool = True
+    """Whether plugins can set up networks, of which there may be some from an earlier supervisor."""
     isolate: Isolate = isolate
     """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
     instance_of: Callable[[int], str] | None = None

@@ -385,6 +385,7 @@ class Reloader:
         if plan.group_changes:
             changes = [by_wire_name(change) for change in plan.group_changes]
             self.context.journal.log.info("groups reloaded", changes=changes)
+        self.context.networks.configure(config.network)
         settings = config.supervisor
         self.context.journal.set_level(settings.log_level)
         self.context.journal.set_rotation(log_rotation(settings))

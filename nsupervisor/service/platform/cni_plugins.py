@@ -1,0 +1,208 @@
+"""Network namespaces, and the programs that set up networks in them: the CNI plugins.
+
+A plugin runs as the service's user, in a session of its own, with a clean environment. It may take `PLUGIN_TIMEOUT_S`
+and write `MAX_OUTPUT_BYTES`; then it is killed with what it has started. The lock that it inherits tells the next
+supervisor that a plugin of this one still runs.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from nsupervisor.core.cni import DEFAULT_NETWORK as DEFAULT_NETWORK
+from nsupervisor.core.cni import INTERFACE, NetworkError, NetworkList, default_network, error_text, parse_network
+from nsupervisor.linux import syscalls
+from nsupervisor.linux.children import expect_child
+from nsupervisor.linux.namespaces import NAMESPACES
+from nsupervisor.linux.trusted_paths import UntrustedPathError, open_for_reading, untrusted_part
+
+PLUGIN_DIRECTORIES = ("/usr/lib/cni", "/opt/cni/bin")
+CONFIG_DIRECTORY = "/etc/cni/net.d"
+FORWARDING_FILES = ("/proc/sys/net/ipv4/ip_forward",)
+PLUGIN_TIMEOUT_S = 30.0
+MAX_OUTPUT_BYTES = 1 << 20
+_MAX_LIST_BYTES = 1 << 20
+
+
+def plugin_directories() -> tuple[str, ...]:
+    """Return where plugins are looked for: the directories in CNI_PATH, or else the usual ones."""
+    return tuple(path for path in os.environ.get("CNI_PATH", "").split(":") if path) or PLUGIN_DIRECTORIES
+
+
+def find_plugin(name: str) -> str | None:
+    """Return the path of a plugin's program; None if it is not installed."""
+    return shutil.which(name, path=":".join(plugin_directories()))
+
+
+def read_network(name: str, directory: str) -> NetworkList:
+    """Read a network: NAME.conflist in `directory`, or the one that needs no file. Raises NetworkError."""
+    path = f"{directory}/{name}.conflist"
+    try:
+        with os.fdopen(open_for_reading(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            text = file.read(_MAX_LIST_BYTES + 1)
+    except FileNotFoundError:
+        if name == DEFAULT_NETWORK:
+            return default_network()
+        raise NetworkError(f"there is no {path}; write one, or use the network {DEFAULT_NETWORK}") from None
+    except UntrustedPathError as error:
+        raise NetworkError(str(error)) from None
+    except OSError as error:
+        raise NetworkError(f"cannot read {path}: {error.strerror}") from None
+    if len(text) > _MAX_LIST_BYTES:
+        raise NetworkError(f"{path} is larger than {_MAX_LIST_BYTES} bytes")
+    try:
+        return parse_network(text.decode(errors="replace"), name)
+    except NetworkError as error:
+        raise NetworkError(f"{path}: {error}") from None
+
+
+def find_obstacle(network: NetworkList, may_enable_forwarding: bool) -> str | None:
+    """Return why the plugins of a network cannot run here, with what to do instead; None: nothing is known."""
+    for name in network.types:
+        if (path := find_plugin(name)) is None:
+            return (
+                f"there is no plugin {name} in {', '.join(plugin_directories())}; install the package "
+                "containernetworking-plugins, or say where they are with CNI_PATH"
+            )
+        if reason := untrusted_part(os.path.dirname(path), "write another directory into CNI_PATH"):
+            return reason
+    if (plugin := network.enables_forwarding) and not may_enable_forwarding and not is_forwarding():
+        return (
+            f"its plugin {plugin} would make this host forward packets, which it does not do now; run sysctl -w "
+            "net.ipv4.ip_forward=1, or write allow_forwarding = true under [network]"
+        )
+    return None
+
+
+def is_forwarding() -> bool:
+    """Return whether this host forwards IPv4 packets between its devices, ip-sysctl.rst."""
+    try:
+        with open(FORWARDING_FILES[0]) as file:
+            return file.read().strip() != "0"
+    except OSError:
+        return False
+
+
+def make_network_namespace() -> int:
+    """Make a network namespace whose loopback is up; return its descriptor, close-on-exec. Raises OSError.
+
+    A thread of its own makes it, and ends: no other work may ever run in it there. The namespace ends with its last
+    descriptor and process.
+    """
+    results: list[int | OSError] = []
+
+    def make() -> None:
+        try:
+            syscalls.unshare(NAMESPACES["network"].flag)
+            syscalls.bring_up_loopback()
+            results.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=make, name="network", daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(results[0], OSError):
+        raise results[0]
+    return results[0]
+
+
+async def run_plugin(
+    command: str, name: str, container_id: str, namespace: int, request: bytes, inherited: Sequence[int] = ()
+) -> bytes:
+    """Run a plugin, and return what it wrote. `command`: "ADD" or "DEL". `namespace`: a descriptor, -1: it is gone.
+
+    Raises NetworkError if it fails, takes too long, or is missing.
+    """
+    path = find_plugin(name)
+    if path is None:
+        raise NetworkError(f"there is no plugin {name} in {', '.join(plugin_directories())}")
+    environment = {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": container_id,
+        "CNI_NETNS": f"/proc/{os.getpid()}/fd/{namespace}" if namespace >= 0 else "",
+        "CNI_IFNAME": INTERFACE,
+        "CNI_PATH": ":".join(plugin_directories()),
+    }
+    status, output, errors = await _run([path], environment, request, inherited)
+    if status != 0:
+        raise NetworkError(f"plugin {name}: {error_text(output, errors, status)}")
+    return output
+
+
+async def run_tool(command: Sequence[str], inherited: Sequence[int] = ()) -> str:
+    """Run a program that needs no input, and return what it wrote. Raises NetworkError."""
+    status, output, errors = await _run(command, {}, b"", inherited)
+    if status != 0:
+        raise NetworkError(f"{command[0]}: {error_text(b'', errors, status)}")
+    return output.decode(errors="replace")
+
+
+async def _run(
+    command: Sequence[str], variables: Mapping[str, str], data: bytes, inherited: Sequence[int]
+) -> tuple[int, bytes, bytes]:
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **variables}
+    with expect_child() as child:
+        try:
+            process = await trio.lowlevel.open_process(
+                list(command),
+                cwd="/",
+                env=environment,
+                start_new_session=True,
+                pass_fds=inherited,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            raise NetworkError(f"cannot execute {command[0]}: {error.strerror}") from None
+        child.started(process)
+        try:
+            with trio.fail_after(PLUGIN_TIMEOUT_S):
+                return await _communicate(process, data, command[0])
+        except trio.TooSlowError:
+            raise NetworkError(f"{command[0]} took more than {PLUGIN_TIMEOUT_S:g} s and was killed") from None
+        finally:
+            if process.returncode is None:
+                # It is not reaped, so the number is that of its session, with what it has started.
+                os.killpg(process.pid, signal.SIGKILL)
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    await trio.aclose_forcefully(pipe)
+
+
+async def _communicate(process: trio.Process, data: bytes, name: str) -> tuple[int, bytes, bytes]:
+    outputs = {"stdout": b"", "stderr": b""}
+    has_flooded = False
+
+    async def write() -> None:
+        assert process.stdin is not None
+        try:
+            await process.stdin.send_all(data)
+        except trio.BrokenResourceError:  # it has not read everything; its exit status says why
+            pass
+        await process.stdin.aclose()
+
+    async def read(stream: str) -> None:
+        nonlocal has_flooded
+        pipe = getattr(process, stream)
+        while chunk := await pipe.receive_some(65536):
+            outputs[stream] += chunk
+            if len(outputs[stream]) > MAX_OUTPUT_BYTES:
+                has_flooded = True
+                nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        nursery.start_soon(read, "stdout")
+        nursery.start_soon(read, "stderr")
+    if has_flooded:
+        raise NetworkError(f"{name} wrote more than {MAX_OUTPUT_BYTES >> 20} MiB and was killed")
+    return await process.wait(), outputs["stdout"], outputs["stderr"]
