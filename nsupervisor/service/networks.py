@@ -34,7 +34,7 @@ from nsupervisor.core.cni import (
 )
 from nsupervisor.linux.trusted_paths import TrustedDirectory
 from nsupervisor.logs import call_in_thread
-from nsupervisor.service.platform import cni_plugins
+from nsupervisor.service.platform import cni_files, cni_plugins
 
 DIRECTORY = "networks"
 """Below the state directory; in it, one directory for each service."""
@@ -154,8 +154,8 @@ class Networks:
             if not await self._undo(instance):
                 raise NetworkError(f"the network of its last program is still set up: {self._problem}")
             await self._open_lock()
-            network = cni_plugins.read_network(name, self.settings.config_directory)
-            if reason := cni_plugins.find_obstacle(network, self.settings.allow_forwarding):
+            network = cni_files.read_network(name, self.settings.config_directory)
+            if reason := cni_files.find_obstacle(network, self.settings.allow_forwarding):
                 raise NetworkError(f"network {name}: {reason}")
             mappings = port_mappings(ports)
             if mappings and not network.has_capability("portMappings"):

@@ -169,14 +169,14 @@ class TestNetwork:
         monkeypatch.setenv("CNI_PATH", f"/nonexistent:{tmp_path}")
         found = network._cni()
         assert found.state == OK
-        assert found.text.startswith(f"4 in {tmp_path};")
+        assert found.text.startswith(f"5 in {tmp_path},")
 
     def test_plugins_that_lack_are_named(self, tmp_path, monkeypatch):
         (tmp_path / "bridge").touch(mode=0o755)
         monkeypatch.setenv("CNI_PATH", str(tmp_path))
         found = network._cni()
         assert found.state == LIMITED
-        assert "lacks host-local, loopback, portmap" in found.text
+        assert "lacks host-local, portmap, firewall, bandwidth" in found.text
 
     def test_none(self, tmp_path, monkeypatch):
         monkeypatch.setenv("CNI_PATH", str(tmp_path))

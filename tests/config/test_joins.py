@@ -51,7 +51,7 @@ def test_other_values_are_no_relation(value: str) -> None:
         ),
         (
             WEB + SIDE.replace("{ network", "{ user = true, network"),
-            "6: workload.side.namespaces.network: cannot be joined by a program in a user namespace of its own, "
+            "6: workload.side.namespaces.network: cannot be entered by a program in a user namespace of its own, "
             "which has no privilege over it; write user = false under namespaces, or a namespace of its own (true)",
         ),
         (
@@ -90,7 +90,7 @@ def test_other_kinds_are_refused_with_the_reason(kind: str) -> None:
         ("workload:", 'does not name a namespace to join; write for example "workload:web"'),
         ("workload:a/b", 'does not name a namespace to join; write for example "workload:web"'),
         ("path:run/netns/x", 'does not name a namespace to join; write for example "path:/run/netns/blue"'),
-        ("pasta", "is not available yet in this version; write true, false, or a namespace to join"),
+        ("pasta", "is not available yet in this version; write true (loopback only), a namespace to join"),
         ("host", "is not a namespace; write true (a new one), false (the supervisor's)"),
     ],
 )

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -117,11 +117,12 @@ class Service:
 
 @asynccontextmanager
 async def service(
-    directory: Path, toml: str, *, status: int = 0, wait: bool = True, **keys: str
+    directory: Path, toml: str, *, status: int = 0, wait: bool = True, within: Sequence[str] = (), **keys: str
 ) -> AsyncIterator[Service]:
     """Run the service with the workloads of ``toml``; at the end stop it, and check what it says and leaves.
 
-    ``wait``: until it is up. ``status``: its exit status; -9 where it is killed, and its workloads run on for the next.
+    ``within``: a command that executes it, elsewhere. ``wait``: until it is up. ``status``: its exit status; -9 where
+    it is killed, and its workloads run on for the next.
     """
     (directory / "run").mkdir(exist_ok=True)  # one that was killed may have left it to the next
     name = f"test-{os.getpid()}-{directory.name[-24:]}"
@@ -132,7 +133,7 @@ async def service(
     config.write_text(f"[supervisor]\n{head}\n{toml}")
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(
-            [*NSUPERVISOR, "run", str(config)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+            [*within, *NSUPERVISOR, "run", str(config)], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
         )
         it = Service(process, directory)
         nursery.start_soon(it.read)

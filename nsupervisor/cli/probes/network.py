@@ -6,19 +6,21 @@ import os
 import shutil
 
 from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding
+from nsupervisor.service.platform.cni_files import FORWARDING_FILE, is_forwarding, plugin_directories
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CNI_DIRECTORIES = ("/usr/lib/cni", "/opt/cni/bin")
-REQUIRED_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
-NOT_USED_YET = "this version does not use them yet"
+REQUIRED_PLUGINS = ("bridge", "host-local", "portmap", "firewall", "bandwidth")
+"""Those of the network that needs no file."""
+USE = 'for network = "cni:NAME"'
 
 
 def findings() -> Iterator[Finding]:
-    """Yield CNI plugins and pasta."""
+    """Yield CNI plugins, the host's forwarding of packets, and pasta."""
     yield _cni()
+    yield _forwarding()
     if path := shutil.which("pasta"):
         yield Finding("pasta", OK, f"{path}: networks for users other than root; this version does not use it yet")
     else:
@@ -27,16 +29,23 @@ def findings() -> Iterator[Finding]:
 
 
 def _cni() -> Finding:
-    directories = [path for path in os.environ.get("CNI_PATH", "").split(":") if path] or list(CNI_DIRECTORIES)
+    directories = plugin_directories()
     plugins = {plugin: path for path in reversed(directories) for plugin in _programs(path)}
     install = "install the package containernetworking-plugins, or say where they are with CNI_PATH"
     if not plugins:
-        return Finding("CNI plugins", MISSING, f"none in {', '.join(directories)}; {NOT_USED_YET}", install)
+        return Finding("CNI plugins", MISSING, f"none in {', '.join(directories)}, {USE}", install)
     missing = [plugin for plugin in REQUIRED_PLUGINS if plugin not in plugins]
     places = ", ".join(dict.fromkeys(plugins.values()))
     if missing:
-        return Finding("CNI plugins", LIMITED, f"{places} lacks {', '.join(missing)}; {NOT_USED_YET}", install)
-    return Finding("CNI plugins", OK, f"{len(plugins)} in {places}; {NOT_USED_YET}")
+        return Finding("CNI plugins", LIMITED, f"{places} lacks {', '.join(missing)}, {USE}", install)
+    return Finding("CNI plugins", OK, f"{len(plugins)} in {places}, {USE}")
+
+
+def _forwarding() -> Finding:
+    if is_forwarding():
+        return Finding("ip_forward", OK, "the host forwards packets: networks with a gateway can be used")
+    remedy = f"sysctl -w net.ipv4.ip_forward=1 ({FORWARDING_FILE}), or write allow_forwarding = true under [network]"
+    return Finding("ip_forward", LIMITED, 'off: networks with a gateway, such as "cni:default", need it', remedy)
 
 
 def _programs(directory: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ supervisor that a plugin of this one still runs.
 """
 
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -15,77 +14,14 @@ from collections.abc import Mapping, Sequence
 import trio
 
 from nsupervisor.core.cni import DEFAULT_NETWORK as DEFAULT_NETWORK
-from nsupervisor.core.cni import INTERFACE, NetworkError, NetworkList, default_network, error_text, parse_network
+from nsupervisor.core.cni import INTERFACE, NetworkError, error_text
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.children import expect_child
 from nsupervisor.linux.namespaces import NAMESPACES
-from nsupervisor.linux.trusted_paths import UntrustedPathError, open_for_reading, untrusted_part
+from nsupervisor.service.platform.cni_files import find_plugin, plugin_directories
 
-PLUGIN_DIRECTORIES = ("/usr/lib/cni", "/opt/cni/bin")
-CONFIG_DIRECTORY = "/etc/cni/net.d"
-FORWARDING_FILES = ("/proc/sys/net/ipv4/ip_forward",)
 PLUGIN_TIMEOUT_S = 30.0
 MAX_OUTPUT_BYTES = 1 << 20
-_MAX_LIST_BYTES = 1 << 20
-
-
-def plugin_directories() -> tuple[str, ...]:
-    """Return where plugins are looked for: the directories in CNI_PATH, or else the usual ones."""
-    return tuple(path for path in os.environ.get("CNI_PATH", "").split(":") if path) or PLUGIN_DIRECTORIES
-
-
-def find_plugin(name: str) -> str | None:
-    """Return the path of a plugin's program; None if it is not installed."""
-    return shutil.which(name, path=":".join(plugin_directories()))
-
-
-def read_network(name: str, directory: str) -> NetworkList:
-    """Read a network: NAME.conflist in `directory`, or the one that needs no file. Raises NetworkError."""
-    path = f"{directory}/{name}.conflist"
-    try:
-        with os.fdopen(open_for_reading(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            text = file.read(_MAX_LIST_BYTES + 1)
-    except FileNotFoundError:
-        if name == DEFAULT_NETWORK:
-            return default_network()
-        raise NetworkError(f"there is no {path}; write one, or use the network {DEFAULT_NETWORK}") from None
-    except UntrustedPathError as error:
-        raise NetworkError(str(error)) from None
-    except OSError as error:
-        raise NetworkError(f"cannot read {path}: {error.strerror}") from None
-    if len(text) > _MAX_LIST_BYTES:
-        raise NetworkError(f"{path} is larger than {_MAX_LIST_BYTES} bytes")
-    try:
-        return parse_network(text.decode(errors="replace"), name)
-    except NetworkError as error:
-        raise NetworkError(f"{path}: {error}") from None
-
-
-def find_obstacle(network: NetworkList, may_enable_forwarding: bool) -> str | None:
-    """Return why the plugins of a network cannot run here, with what to do instead; None: nothing is known."""
-    for name in network.types:
-        if (path := find_plugin(name)) is None:
-            return (
-                f"there is no plugin {name} in {', '.join(plugin_directories())}; install the package "
-                "containernetworking-plugins, or say where they are with CNI_PATH"
-            )
-        if reason := untrusted_part(os.path.dirname(path), "write another directory into CNI_PATH"):
-            return reason
-    if (plugin := network.enables_forwarding) and not may_enable_forwarding and not is_forwarding():
-        return (
-            f"its plugin {plugin} would make this host forward packets, which it does not do now; run sysctl -w "
-            "net.ipv4.ip_forward=1, or write allow_forwarding = true under [network]"
-        )
-    return None
-
-
-def is_forwarding() -> bool:
-    """Return whether this host forwards IPv4 packets between its devices, ip-sysctl.rst."""
-    try:
-        with open(FORWARDING_FILES[0]) as file:
-            return file.read().strip() != "0"
-    except OSError:
-        return False
 
 
 def make_network_namespace() -> int:

@@ -37,7 +37,8 @@ def missing_privileges(workload: WorkloadConfig, own: Privileges) -> Iterator[tu
     for kind in workload.namespaces.joined if not own.has(SYS_ADMIN) else ():
         yield (
             f"namespaces.{kind}",
-            f"to join a namespace needs CAP_SYS_ADMIN, which {user} does not have here; write a namespace of its own "
+            f"to {'set up a network' if kind == 'network' and workload.namespaces.cni_network else 'join a namespace'} "
+            f"needs CAP_SYS_ADMIN, which {user} does not have here; write a namespace of its own "
             "(true), or run as root with that capability",
         )
     # A user namespace gives the privilege for all others (user_namespaces(7)).

@@ -21,7 +21,7 @@ from nsupervisor.config.conditions import Atom
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.files import find_included
 from nsupervisor.config.load import parse_sound_parts
-from nsupervisor.config.model import Config, Resources, Rule, WorkloadConfig
+from nsupervisor.config.model import Config, NetworksConfig, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem, sort_problems, sort_warnings
 from nsupervisor.config.quoting import quoted
@@ -229,6 +229,7 @@ def unmet_requirements(
                     *_limit_findings(variant.resources, ("resources",), around, host, runs_here, tolerated),
                     *_rule_findings(variant.policy, host, _optional(variant.resources, tolerated), runs_here),
                     *_missing_privileges(variant, privileges, runs_here),
+                    *_unusable_networks(variant, config.network, runs_here),
                     *_unknown_users(variant),
                     *_unknown_time_zones(variant, runs_here),
                     *([] if runs_here else _missing_files(variant)),
@@ -341,6 +342,25 @@ def _rule_findings(rules: Sequence[Rule], host: Host, optional: str, runs_here: 
 def _missing_privileges(workload: WorkloadConfig, privileges: Privileges, runs_here: bool) -> Iterator[_Finding]:
     for key, message in missing_privileges(workload, privileges):
         yield tuple(key.split(".")), message, "" if runs_here else OTHER_HIERARCHY
+
+
+def _unusable_networks(workload: WorkloadConfig, settings: NetworksConfig, runs_here: bool) -> Iterator[_Finding]:
+    if not (name := workload.namespaces.cni_network):
+        return
+    from nsupervisor.core.cni import NetworkError  # few configurations have networks
+    from nsupervisor.service.platform.cni_files import find_obstacle, read_network
+
+    elsewhere = "" if runs_here else OTHER_HIERARCHY
+    try:
+        network = read_network(name, settings.config_directory)
+    except NetworkError as error:
+        yield ("namespaces", "network"), str(error), elsewhere
+        return
+    if obstacle := find_obstacle(network, settings.allow_forwarding):
+        yield ("namespaces", "network"), obstacle, elsewhere
+    if workload.network.publish and not network.has_capability("portMappings"):
+        text = f'the network {name} publishes no ports: give a plugin, such as portmap, the capability "portMappings"'
+        yield ("network", "publish"), text, ""
 
 
 def _unknown_time_zones(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Finding]:

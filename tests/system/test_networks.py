@@ -1,0 +1,154 @@
+"""Networks by the usual plugins, with real programs, in a network namespace in place of the host's.
+
+What is set up must be gone after each end, wherever the service is killed: addresses, devices, and rules.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from tests.needs import PROGRAM_PATH, ROOT, needs
+from tests.system.service import NSUPERVISOR, service
+from tests.timing import deadline
+
+pytestmark = needs(
+    "root", "cgroup", "netns", "program:ip", "program:iptables", "program:iptables-save", "program:host-local"
+)
+
+TOML = """
+[workload.web]
+command = ["python3", "-m", "http.server", "--bind", "0.0.0.0", "80"]
+restart = "always"
+restart_sec = 0
+working_directory = "/usr/share"
+namespaces = { network = "cni:blue" }
+network = { publish = ["127.0.0.1:8080:80"] }
+
+[workload.side]
+command = ["sleep", "1000"]
+namespaces = { network = "workload:web" }
+
+[network]
+allow_forwarding = true
+config_directory = "DIRECTORY"
+"""
+
+
+@attrs.frozen
+class Network:
+    """A network namespace in place of the host's, and the files of its networks."""
+
+    directory: Path
+    within: tuple[str, ...]
+
+    @property
+    def toml(self) -> str:
+        return TOML.replace("DIRECTORY", str(self.directory))
+
+    def run(self, *command: str) -> str:
+        return subprocess.run([*self.within, *command], check=True, capture_output=True, text=True).stdout
+
+    def leases(self) -> list[str]:
+        """The addresses that are reserved."""
+        return sorted(path.name for path in self.directory.glob("leases/blue/10.*"))
+
+    def devices(self) -> list[str]:
+        return [line.split("@")[0].split()[0] for line in self.run("ip", "-br", "link").splitlines()]
+
+    def rules(self) -> list[str]:
+        """The rules of the firewall that are about one program."""
+        lines = self.run("iptables-save").splitlines()
+        return [line for line in lines if "10.88." in line or "id: " in line or line.startswith((":CNI-DN-", ":CNI-f"))]
+
+    def is_clean(self) -> bool:
+        veths = [device for device in self.devices() if device.startswith(("veth", "bwp"))]
+        return not (self.leases() or veths or self.rules())
+
+
+@pytest.fixture
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
+    monkeypatch.setenv("PATH", PROGRAM_PATH)
+    monkeypatch.setenv("CNI_PATH", f"{ROOT}/.programs/cni/usr/lib/cni:/usr/lib/cni")
+    bridge = {
+        "type": "bridge", "bridge": "blue0", "isGateway": True, "ipMasq": True, "hairpinMode": True,
+        "ipam": {"type": "host-local", "dataDir": str(tmp_path / "leases"), "ranges": [[{"subnet": "10.88.7.0/24"}]]},
+    }  # fmt: skip
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    plugins_of_blue = [bridge, portmap, {"type": "firewall", "backend": "iptables"}]
+    text = json.dumps({"cniVersion": "1.0.0", "name": "blue", "plugins": plugins_of_blue})
+    (tmp_path / "blue.conflist").write_text(text)
+    script = "ip link set lo up; echo; read line"
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", script], stdin=-1, stdout=-1) as it:
+        assert it.stdout is not None
+        assert it.stdout.readline() == b"\n"
+        yield Network(tmp_path, ("nsenter", f"--net=/proc/{it.pid}/ns/net"))
+        it.kill()
+
+
+async def test_a_published_port_leads_to_the_program(network):
+    async with service(network.directory, network.toml, within=network.within) as it:
+        pid = await it.pid("web")
+        await it.record(event="started", workload="side")
+        with trio.fail_after(deadline(20)):
+            while True:  # until it listens
+                try:
+                    network.run("curl", "-sS", "-o", "/dev/null", "http://127.0.0.1:8080/")
+                    break
+                except subprocess.CalledProcessError:
+                    await trio.sleep(0.05)
+        assert os.readlink(f"/proc/{pid}/ns/net") == os.readlink(f"/proc/{await it.pid('side')}/ns/net")
+        assert network.leases() == ["10.88.7.2"]
+        assert "eth0" in await it.cli("exec", "side", "--", "cat", "/proc/net/dev")
+        for generation in (2, 3, 4):
+            os.kill(pid, signal.SIGKILL)
+            pid = await it.pid("web", generation)
+            assert len(network.leases()) == 1
+            assert len([device for device in network.devices() if device.startswith("veth")]) == 1
+        await it.cli("stop", "web")
+        assert network.is_clean(), (network.leases(), network.devices(), network.rules())
+    assert network.is_clean()
+
+
+async def test_nothing_is_left_when_the_service_is_killed_at_any_time(network):
+    """Also when the programs and their keeper are killed with it, so that the devices are gone before DEL."""
+    moments = random.Random(5)
+    for round_ in range(6):
+        async with service(network.directory, network.toml, within=network.within, status=-9) as it:
+            pid = (await it.status("web"))["pid"] if round_ % 2 else None
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+            await trio.sleep(moments.random() * 0.5)
+            keeper = (await it.record(event="supervisor started"))["keeper_pid"]
+            os.kill(it.process.pid, signal.SIGKILL)
+            if round_ % 3 == 0:
+                os.kill(keeper, signal.SIGKILL)
+            await it.process.wait()
+    async with service(network.directory, network.toml, within=network.within) as it:
+        await it.until(lambda: any(r["event"] in ("started", "taken over") for r in it.records))
+        await it.cli("stop", "web")
+        with trio.fail_after(deadline(60)):
+            while not network.is_clean():  # noqa: ASYNC110
+                await trio.sleep(0.1)
+    assert network.is_clean(), (network.leases(), network.devices(), network.rules())
+    assert not list((network.directory / "state/networks").glob("*/*.json"))
+
+
+def test_forwarding_is_not_switched_on_without_permission(network):
+    config = network.directory / "site.toml"
+    config.write_text(
+        f'[supervisor]\nruntime_directory = "{network.directory}/run"\n'
+        + network.toml.replace("allow_forwarding = true", "allow_forwarding = false")
+    )
+    found = subprocess.run([*network.within, *NSUPERVISOR, "run", str(config)], capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "workload.web.namespaces.network: its plugin bridge would make this host forward packets" in found.stderr
+    assert network.run("cat", "/proc/sys/net/ipv4/ip_forward") == "0\n"
+    assert "blue0" not in network.devices()
