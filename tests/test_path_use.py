@@ -63,6 +63,8 @@ EXEMPT = {
     "service/recovery/upgrade.py": RUNTIME,
     "service/recovery/upgrade_guard.py": RUNTIME,
     "service/reload/persist.py": "the configuration, whose author commands the service",
+    "service/platform/cni_files.py": KERNEL,
+    "service/platform/cni_plugins.py": KERNEL,
     "service/platform/exec_streams.py": "/dev/null",
     "service/platform/renewed_cover.py": KERNEL,
     "service/platform/timer_host.py": "/etc/machine-id",

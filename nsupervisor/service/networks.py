@@ -11,7 +11,6 @@ inherits the lock that this service holds; the next supervisor waits until no pr
 
 import errno
 import fcntl
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from nsupervisor.core.cni import (
     port_mappings,
     request,
 )
+from nsupervisor.json_codec import decode, encode
 from nsupervisor.linux.trusted_paths import TrustedDirectory
 from nsupervisor.logs import call_in_thread
 from nsupervisor.service.platform import cni_files, cni_plugins
@@ -48,7 +48,7 @@ _LOCK_POLL_S = 0.05
 
 @attrs.define(eq=False)
 class Attachment:
-    """What plugins have set up, or may have set up, for one generation of an instance."""
+    """One network of an instance: all that plugins have done for it, or may have done."""
 
     instance: str
     container_id: str
@@ -61,9 +61,27 @@ class Attachment:
     namespace: int = -1
     """The descriptor of its network namespace; -1: it is not known."""
 
+    def begin_plugin(self, number: int) -> None:
+        """Note that the plugin of this number is about to run ADD."""
+        self.begun = number + 1
+
+    def set_result(self, result: dict[str, Any]) -> None:
+        """Keep the result of a plugin, which has those of the ones before in it."""
+        self.result = result
+
+    def hold_namespace(self, namespace: int) -> None:
+        """Take over the descriptor of its network namespace, or -1."""
+        self.namespace = namespace
+
+    def close_namespace(self) -> None:
+        """Close the descriptor of its namespace, if there is one."""
+        if self.namespace >= 0:
+            os.close(self.namespace)
+            self.namespace = -1
+
     def to_json(self) -> bytes:
         """Return the record of it."""
-        return json.dumps(
+        return encode(
             {
                 "instance": self.instance,
                 "container_id": self.container_id,
@@ -72,12 +90,12 @@ class Attachment:
                 "begun": self.begun,
                 "result": self.result,
             }
-        ).encode()
+        )
 
     @classmethod
     def from_json(cls, text: bytes) -> "Attachment":
         """Return the attachment of a record. Raises ValueError, KeyError or TypeError if it is damaged."""
-        record = json.loads(text)
+        record = decode(text)
         name, version, plugins = record["network"]
         network = NetworkList(str(name), str(version), tuple(map(dict, plugins)))
         begun = min(int(record["begun"]), len(plugins))
@@ -127,7 +145,7 @@ class Networks:
             return
         for attachment in records:
             self._attachments[attachment.instance] = attachment
-            attachment.namespace = open_namespace(attachment.instance)
+            attachment.hold_namespace(open_namespace(attachment.instance))
             if attachment.namespace < 0:
                 self._undo_later(attachment.instance, 0.0)
 
@@ -168,7 +186,7 @@ class Networks:
             )
             try:
                 self._attachments[instance] = attachment
-                attachment.namespace = await call_in_thread(cni_plugins.make_network_namespace)
+                attachment.hold_namespace(await call_in_thread(cni_plugins.make_network_namespace))
                 await self._add(attachment)
             except (NetworkError, OSError) as error:
                 text = str(error) if isinstance(error, NetworkError) else f"{error.strerror or error}"
@@ -204,12 +222,12 @@ class Networks:
     async def _add(self, attachment: Attachment) -> None:
         network = attachment.network
         for number, plugin in enumerate(network.plugins):
-            attachment.begun = number + 1
+            attachment.begin_plugin(number)
             await self._save(attachment)
             body = request(network, plugin, attachment.runtime, attachment.result)
             output = await self._run_plugin("ADD", plugin, attachment, body)
             try:
-                attachment.result = parse_result(output)
+                attachment.set_result(parse_result(output))
             except NetworkError as error:
                 raise NetworkError(f"plugin {plugin['type']}: {error}") from None
         await self._save(attachment)
@@ -238,7 +256,7 @@ class Networks:
         if problems:
             self._problem = "; ".join(dict.fromkeys(problems))
             return False
-        self._close_namespace(attachment)
+        attachment.close_namespace()
         del self._attachments[instance]
         self._pending.pop(instance, None)
         return True
@@ -260,12 +278,6 @@ class Networks:
                 continue
             for arguments in masquerade_deletions(rules, chain):
                 await run([program, "-w", "-t", "nat", *arguments])
-
-    @staticmethod
-    def _close_namespace(attachment: Attachment) -> None:
-        if attachment.namespace >= 0:
-            os.close(attachment.namespace)
-            attachment.namespace = -1
 
     # ---- records
 
@@ -340,7 +352,7 @@ class Networks:
     def close(self) -> None:
         """Close all descriptors, at the end of the service."""
         for attachment in self._attachments.values():
-            self._close_namespace(attachment)
+            attachment.close_namespace()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1

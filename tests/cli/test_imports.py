@@ -135,7 +135,12 @@ OURS = {
         "service.state.dynamic_users",
         "service.state.uid_ranges",
     ),
-    "doctor": (*(f"cgroups.{name}" for name in OF_THE_HOST), "linux"),
+    "doctor": (
+        *(f"cgroups.{name}" for name in OF_THE_HOST),
+        "linux",
+        "core.cni",
+        "service.platform.cni_files",
+    ),
     "plan": (
         *CONFIGURATION,
         "core.reload.plan",

@@ -237,7 +237,7 @@ async def test_a_plugin_is_limited(world: World, monkeypatch: pytest.MonkeyPatch
         await service.attach("web", "blue", [])
     if pid_file.exists() and (pid := pid_file.read_text().strip()):
         with trio.fail_after(deadline(20)):  # it is killed, and reaped by process 1
-            while os.path.exists(f"/proc/{pid}"):
+            while os.path.exists(f"/proc/{pid}"):  # noqa: ASYNC110
                 await trio.sleep(0.01)
     service.close()
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REQUIRED_PLUGINS = ("bridge", "host-local", "portmap", "firewall", "bandwidth")
-"""Those of the network that needs no file."""
+"""The plugins of the network that needs no file."""
 USE = 'for network = "cni:NAME"'
 
 
