@@ -371,6 +371,7 @@ def _parse_exec(request: Request) -> ExecTerms:
         body.get("user"),
         body.get("environment", {}),
         body.get("directory"),
+        body.get("debug", False),
     )
 
 
@@ -384,6 +385,7 @@ _EXEC_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of texts without NUL, of which the first is not empty",
     ),
     "input": (lambda value: isinstance(value, bool), "true or false"),
+    "debug": (lambda value: isinstance(value, bool), "true or false"),
     "terminal": (
         lambda value: (
             value is None

@@ -48,6 +48,8 @@ class ExecTerms:
     """Further variables."""
     directory: str | None = None
     """Another working directory than the workload's."""
+    is_debug: bool = False
+    """In the sandbox of a workload that does not run, in place of its program."""
 
 
 def is_glob(pattern: str) -> bool:

@@ -365,7 +365,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "Exec": _object_schema(
         "A command to execute in an instance.",
-        optional=("input", "terminal", "user", "environment", "directory"),
+        optional=("input", "terminal", "user", "environment", "directory", "debug"),
         closed=True,
         argv=_value_schema("array", "The command and its arguments.", items={"type": "string"}, minItems=1),
         input=_value_schema("boolean", "Whether the client sends standard input; otherwise it is empty."),
@@ -379,6 +379,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         user=_value_schema("string?", "Another user, as the key `user` of the configuration names it."),
         environment=_value_schema("object", "Further variables.", additionalProperties={"type": "string"}),
         directory=_value_schema("string?", "Another working directory: an absolute path."),
+        debug=_value_schema("boolean", "In the sandbox of an instance that does not run, in place of its program."),
     ),
     "Group": _object_schema(
         "A group of workloads. What is not known, or does not apply, is null. More keys may come.",

@@ -160,16 +160,18 @@ class Keeper:
             raise SpawnError("descriptors", text, errno.EMFILE)
         return Spawned(spec["id"], call.reply["pid"], *call.fds)
 
-    async def enter(self, into: str, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
+    async def enter(self, into: str | None, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
         """Start a process in the namespaces of a program that runs; the result then shows what becomes of it.
 
-        `into`: the id of the program. `spec`: its specification, but for "id" and what is executed. `stdio`: the
-        descriptors of the standard streams, of which the keeper gets duplicates; with `has_terminal` they are a new
-        terminal. The process ends with this connection.
+        `into`: the id of the program; None: in a sandbox of its own, without a program, as `spec` describes it. `spec`:
+        its specification, but for "id" and what is executed. `stdio`: the descriptors of the standard streams, of which
+        the keeper gets duplicates; with `has_terminal` they are a new terminal. The process ends with this connection.
 
         Raises SpawnError: there is no process. KeeperLost: nor is there one then.
         """
         if "enter" not in self.features:
+            raise SpawnError("refused", _NO_ENTER, errno.EOPNOTSUPP)
+        if into is None and "debug" not in self.features:
             raise SpawnError("refused", _NO_ENTER, errno.EOPNOTSUPP)
         if "joins" in spec and "join" not in self.features:
             raise SpawnError("join", _NO_JOIN, errno.EOPNOTSUPP)

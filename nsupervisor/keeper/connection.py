@@ -26,7 +26,9 @@ class KeeperConnection(Protocol):
         notify_fd: int = -1,
         join_fds: Sequence[int] = (),
     ) -> Spawned: ...
-    async def enter(self, into: str, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry: ...
+    async def enter(
+        self, into: str | None, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool
+    ) -> Entry: ...
     async def adopt(
         self,
         id: str,  # noqa: A002

@@ -126,7 +126,7 @@ class ReconnectingKeeper:
                 self._keeper.close_descriptors([child.notify])
             return Spawned(child.id, child.pid, child.stdout, child.stderr)
 
-    async def enter(self, into: str, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
+    async def enter(self, into: str | None, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
         """Call `Keeper.enter`, which is not repeated after a loss. Raises KeeperLost, too."""
         return await (await self._current()).enter(into, spec, stdio, has_terminal)
 

@@ -15,6 +15,9 @@ HELP = """Execute COMMAND in a running workload, confined as its program is.
     capabilities and seccomp filter, environment and working directory. NAME is a workload with one instance, or an
     instance ("web@2"). It is refused unless the workload runs, and while it is frozen.
 
+    With --debug the workload must not run: COMMAND, by default /bin/sh, is started in a sandbox like that of its
+    program, to find out why that fails. A start of the workload ends it.
+
     COMMAND ends when the workload's program ends, when this command ends, or when the supervisor does. Without -t
     signals to this command (SIGINT, SIGTERM, SIGQUIT, SIGHUP) are sent to it; a second Ctrl-C ends this command. Who
     executed what is in the records: nsupervisor events.
@@ -32,6 +35,7 @@ HELP = """Execute COMMAND in a running workload, confined as its program is.
     Examples: nsupervisor exec -it web -- sh
               nsupervisor exec web -- cat /etc/resolv.conf
               nsupervisor exec -i db -- psql < dump.sql
+              nsupervisor exec --debug web
     """
 
 
@@ -47,8 +51,9 @@ HELP = """Execute COMMAND in a running workload, confined as its program is.
 @click.option("-u", "--user", metavar="USER", help='Another user: "www-data", "33", "1000:1000".')
 @click.option("-e", "--env", "variables", metavar="NAME=VALUE", multiple=True, help="Set a variable.")
 @click.option("-w", "--workdir", "directory", metavar="DIR", help="Another working directory.")
+@click.option("--debug", "is_debug", is_flag=True, help="In place of the program of a workload that does not run.")
 @click.argument("name", metavar="NAME")
-@click.argument("command", metavar="[--] COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.argument("command", metavar="[--] COMMAND...", nargs=-1, type=click.UNPROCESSED)
 def exec(  # noqa: A001 - the command's name
     socket_path: str,
     interactive: bool,
@@ -56,12 +61,18 @@ def exec(  # noqa: A001 - the command's name
     user: str | None,
     variables: tuple[str, ...],
     directory: str | None,
+    is_debug: bool,
     name: str,
     command: tuple[str, ...],
 ) -> int:
     """Execute a command in a workload; `HELP` is the help."""
     from nsupervisor.cli.exec_client import check_terminal, execute
 
+    if not command:
+        if not is_debug:
+            raise click.UsageError("Missing argument '[--] COMMAND...'.")
+        command = ("/bin/sh",)
+        interactive, is_terminal = True, is_terminal or os.isatty(0)
     if command[0] == "--":  # click leaves it, as it comes after the first argument
         command = command[1:]
         if not command:
@@ -80,6 +91,7 @@ def exec(  # noqa: A001 - the command's name
         "argv": list(command),
         "input": interactive,
         "environment": environment,
+        **({"debug": True} if is_debug else {}),
         **({} if user is None else {"user": user}),
         **({} if directory is None else {"directory": directory}),
     }

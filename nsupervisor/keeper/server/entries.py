@@ -12,16 +12,28 @@ that client is gone. Its death signal ends it with the keeper.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
+import termios
 
 from nsupervisor.keeper import native
 from nsupervisor.keeper.protocol import received_fds
+from nsupervisor.keeper.server.children import LATE_NAMESPACES, SpawnError, clone_error, write_identity_maps
 from nsupervisor.keeper.setup import plan
 from nsupervisor.keeper.setup import steps as setup
-from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD, credentials_socket
+from nsupervisor.keeper.setup.descriptors import (
+    EXITS_FD,
+    FIRST_FREE_FD,
+    REPORT_FD,
+    STARTED_FD,
+    STDERR_FD,
+    STDOUT_FD,
+    credentials_socket,
+)
 from nsupervisor.keeper.setup.errors import decode_failure
+from nsupervisor.linux import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +105,7 @@ class Entry:
         """Note the end of one of its processes."""
         if pid == self.setup_pid:
             self.setup_pid = 0
-        elif pid == self.pid and self.status is None:
+        if pid == self.pid and self.status is None:  # in a sandbox of its own both are one process
             self.status = wait_status
 
     @property
@@ -141,6 +153,56 @@ def _decode(data: bytes) -> dict[str, Any]:
         return decode_failure(data)
     except (ValueError, KeyError, TypeError, AttributeError):
         return {"step": "enter", "message": "cannot enter: the report is not readable", "errno": errno.EPROTO}
+
+
+def start_sandbox(spec: Spec, cgroup: int, stdio: Sequence[int], has_terminal: bool) -> Entry:
+    """Start a process in a sandbox as that of a program, which does not run: `nsupervisor exec --debug`.
+
+    It is the first process of the PID namespace, so all that it leaves ends with it. The arguments are those of
+    `Entrance.start`. Raises OSError, and SpawnError.
+    """
+    keeper_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    report = credentials_socket(keeper_end.detach())
+    try:
+        report.setblocking(False)
+        pid, pidfd = syscalls.clone3(spec.flags & ~LATE_NAMESPACES, cgroup)
+        if pid == 0:
+            descriptors = (*stdio, child_end.fileno())
+            setup.run(spec, lambda: _move_descriptors(descriptors), lambda: _bind_to_keeper(has_terminal))
+    except OSError as error:
+        report.close()
+        raise clone_error(spec, error) from None
+    finally:
+        child_end.close()
+    os.close(pidfd)
+    entry = Entry(spec.id, pid, report)
+    if "user" in spec.namespaces:
+        try:
+            write_identity_maps(spec, pid)
+            report.send(setup.proceed_message(spec))
+        except SpawnError as error:
+            entry.failure = {"step": error.step, "message": str(error), "errno": error.number}
+            os.kill(pid, signal.SIGKILL)  # a child that is not reaped
+        except OSError:  # it has been killed meanwhile, which its exit reports
+            pass
+    return entry
+
+
+def _move_descriptors(descriptors: Sequence[int]) -> None:
+    """Move the standard streams and the socket of the reports to their numbers, and close all others."""
+    numbers = (0, STDOUT_FD, STDERR_FD, REPORT_FD)
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_FD) for fd in descriptors]
+    for number, fd in zip(numbers, copies, strict=True):
+        os.dup2(fd, number, inheritable=number == 0)
+    os.close(STARTED_FD)
+    os.closerange(EXITS_FD, 0x7FFF_FFFF)
+
+
+def _bind_to_keeper(has_terminal: bool) -> None:
+    """Make the terminal its own, and end with the keeper: after the change of ids, which resets that."""
+    if has_terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    syscalls.call_prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class Entrance:

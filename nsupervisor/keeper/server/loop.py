@@ -32,7 +32,7 @@ from functools import partial
 from nsupervisor.keeper import protocol
 from nsupervisor.keeper.server.children import Child, SpawnError, spawn
 from nsupervisor.keeper.server.connection import ClientConnection
-from nsupervisor.keeper.server.entries import Entrance, Entry
+from nsupervisor.keeper.server.entries import Entrance, Entry, start_sandbox
 from nsupervisor.keeper.server.exit_channel import ExitChannel
 from nsupervisor.keeper.server.records import RefusalLog, log_defect
 from nsupervisor.keeper.server.zygote import Kind, Zygote
@@ -54,7 +54,7 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("batch", "cover", "enter", "join", "listen", "main", "process-tree", "protect", "security")
+FEATURES = ("batch", "cover", "debug", "enter", "join", "listen", "main", "process-tree", "protect", "security")
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
 _STDIO_FDS = 3
@@ -280,6 +280,7 @@ class Keeper:
             for entry in [entry for entry in self.entries.values() if entry.report is not None]:
                 self._on_entry_report(entry)
         for entry in [entry for entry in self.entries.values() if entry.has_process(pid)]:
+            self._on_entry_report(entry)  # first: it may say that this was the command's process
             entry.reaped(pid, raw)
             self._on_entry_report(entry)
             self._finish_entry(entry)
@@ -453,6 +454,9 @@ class Keeper:
             raise RequestError(f'"enter" needs "terminal" and {_STDIO_FDS} descriptors')
         if spec.id in self.entries or spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use")
+        if message.get("into") is None:
+            self._add_entry(self._start_sandbox(spec, fds, has_terminal))
+            return {}, ()
         into = _child_id({"id": message.get("into")})
         child = self.children.get(into)
         if child is None or child.status is not None or not child.has_execed:
@@ -470,10 +474,28 @@ class Keeper:
             for fd in (program, cgroup):
                 if fd >= 0:
                     os.close(fd)
+        self._add_entry(entry)
+        return {}, ()
+
+    def _start_sandbox(self, spec: Spec, fds: list[int], has_terminal: bool) -> Entry:
+        """Start a process in a sandbox of its own. It is not in a list of children, as it ends with the client."""
+        if "pid" not in spec.namespaces:
+            raise SpecError("namespaces: a sandbox without a program needs a new pid namespace, which ends with it")
+        cgroup = -1
+        try:
+            if spec.cgroup is not None:
+                cgroup = os.open(spec.cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return start_sandbox(spec, cgroup, fds, has_terminal)
+        except OSError as error:
+            raise SpawnError("clone", f"cannot start {spec.name}: {error.strerror}", error.errno or 0) from None
+        finally:
+            if cgroup >= 0:
+                os.close(cgroup)
+
+    def _add_entry(self, entry: Entry) -> None:
         self.entries[entry.id] = entry
         assert entry.report is not None
         self._watch(entry.report.fileno(), lambda: self._on_entry_report(entry))
-        return {}, ()
 
     def _filter(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Keep a seccomp filter, which specifications then refer to by its name."""

@@ -503,10 +503,10 @@ class SetupRun:
             os._exit(code)
 
 
-def run(spec: Spec, enter_child: Callable[[], None]) -> NoReturn:
+def run(spec: Spec, enter_child: Callable[[], None], complete: Callable[[], None] = lambda: None) -> NoReturn:
     """Run all steps and execute the program, in a child without an init.
 
-    `enter_child` moves the descriptors to their fixed numbers.
+    `enter_child` moves the descriptors to their fixed numbers. `complete` is called after the steps.
     """
     setup_run = SetupRun()
 
@@ -515,6 +515,7 @@ def run(spec: Spec, enter_child: Callable[[], None]) -> NoReturn:
         enter_child()
         os.setsid()
         setup_run.run_steps(STEPS, spec)
+        complete()
         setup_run.step = "execute"
         os.write(REPORT_FD, READY)
         os.dup2(STDOUT_FD, 1)

@@ -16,8 +16,9 @@ the report of the exit, and a rule on the count must see it while its generation
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -67,11 +68,13 @@ from nsupervisor.service.instance.mailbox import (
     Barrier,
     Call,
     Mailbox,
+    MailboxClosedError,
     MainFound,
     Message,
     RetrySpawn,
     RulesPending,
     Shutdown,
+    Task,
 )
 from nsupervisor.service.instance.output import Output
 from nsupervisor.service.instance.program import Program
@@ -88,7 +91,9 @@ from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
 if TYPE_CHECKING:
     from nsupervisor.config.probes import ProbeKind
+    from nsupervisor.keeper.entry import Entry
     from nsupervisor.service.instance.daemon_search import DaemonSearch
+    from nsupervisor.service.instance.debug_sandbox import DebugSandbox
     from nsupervisor.service.instance.exec_session import ExecSession
     from nsupervisor.service.instance.probes import LatestResult, Probes
 
@@ -158,6 +163,8 @@ class Actor:
     """Whether the keeper is being asked to start a generation."""
     _rule_actions: RuleActions = attrs.field(init=False)
     _probes: Probes | None = attrs.field(init=False, default=None)
+    _debug_sandbox: DebugSandbox | None = attrs.field(init=False, default=None)
+    """The commands of `exec --debug`; None before the first one."""
     """None until it has a probe."""
     _changed: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
     _make_next_cgroup: MakeCgroup | None = attrs.field(init=False, default=None)
@@ -282,6 +289,8 @@ class Actor:
         """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
         self.post(Shutdown())
         await self.mailbox.closed.wait()
+        if self._debug_sandbox is not None:
+            await self._debug_sandbox.end()  # no other can begin, and the cgroup is removed next
         self.output.retire()
 
     def close_cgroup(self) -> None:
@@ -385,11 +394,13 @@ class Actor:
     def exec(self, terms: ExecTerms, by: Initiator) -> ExecSession:
         """Return the session of a command in this instance, which begins with its `run`. `by`: who gives it.
 
-        Raises ExecRefused unless the program runs, with known settings.
+        Raises ExecRefused unless the program runs, with known settings. With `terms.is_debug` it must not run.
         """
         from nsupervisor.service.instance.exec_session import ExecSession  # few services execute commands
 
         lifecycle = self.lifecycle
+        if terms.is_debug:
+            return self._debug(terms, by)
         if lifecycle.state not in (State.RUNNING, State.READY):
             advice = _EXEC_ADVICE.get(lifecycle.state, "start it first")
             reason = f": {lifecycle.reason}" if lifecycle.reason else ""
@@ -399,7 +410,54 @@ class Actor:
         def log(event: str, **fields: Any) -> None:
             self.log.write(lifecycle.generation, event, **fields)
 
-        return ExecSession(self.context, self.id, lifecycle.generation, spec, terms, by, self.wait_until, log)
+        enter = partial(self.context.keeper.enter, self.id, spec)
+        return ExecSession(self.context, lifecycle.generation, spec, terms, by, self.wait_until, log, enter)
+
+    def _debug(self, terms: ExecTerms, by: Initiator) -> ExecSession:
+        """Return the session of a command in a sandbox as the program's, which does not run. Raises ExecRefused."""
+        from nsupervisor.service.instance.debug_sandbox import DebugSandbox
+        from nsupervisor.service.instance.exec_session import ExecSession
+
+        self._check_debug()
+        try:
+            spec, directories = self.program.debug_spec(self.workload, self.lifecycle, self.cgroup, terms)
+        except (IdentityError, ConfigError, OSError, ExecRefused) as error:
+            raise ExecRefused(f"{self.name}: {error}") from None
+        generation = self.lifecycle.generation
+        self._exec_count += 1
+        spec["id"] = f"{self.id}/{self._exec_count}"
+
+        async def enter(stdio: Sequence[int], has_terminal: bool) -> Entry:
+            started: list[Entry] = []
+
+            async def start() -> None:
+                self._check_debug()
+                await self._prepare_cgroup()
+                if self._debug_sandbox is None:
+                    self._debug_sandbox = DebugSandbox(self.context)
+                placed = {**spec, **self.cgroup.place}  # the preparation may have moved it
+                started.append(await self._debug_sandbox.start(placed, directories, self.cgroup, stdio, has_terminal))
+
+            try:
+                await self.mailbox.perform(start)
+            except (ExecRefused, CgroupError, OSError, MailboxClosedError) as error:
+                raise SpawnError("debug", str(error) or "the instance has been removed", 0) from None
+            return started[0]
+
+        def log(event: str, **fields: Any) -> None:
+            self.log.write(generation, event, **fields)
+
+        return ExecSession(self.context, generation, spec, terms, by, self.wait_until, log, enter)
+
+    def _check_debug(self) -> None:
+        """Raise ExecRefused if a command in place of the program may not be started now."""
+        state, name = self.lifecycle.state, self.name
+        if state in (State.RUNNING, State.READY):
+            raise ExecRefused(f"{name} is {state.value}; use exec without --debug, which enters it")
+        if state not in (State.FAILED, State.EXITED, State.STOPPED):
+            raise ExecRefused(f"{name} is {state.value}; stop it first, so that no start ends the command")
+        if self._debug_sandbox is not None and self._debug_sandbox.is_active:
+            raise ExecRefused(f"{name} has a command of exec --debug already; end that first")
 
     def _exec_spec(self, terms: ExecTerms) -> dict[str, Any]:
         """Return the specification of a command in the present generation, with an id of its own."""
@@ -528,6 +586,8 @@ class Actor:
                         await self._on_exit(Ended(id_, -1))
             case Ended():
                 await self._on_exit(message)
+            case Task():
+                await message.perform()
             case MainFound(generation=generation, pid=pid):
                 if generation == self.lifecycle.generation:
                     await self._change_main(pid)
@@ -753,6 +813,8 @@ class Actor:
             if (unmet := await self._find_unmet_condition()) is not None:
                 self._report_start_failure(generation, Exit(skipped=str(unmet)))
                 return True
+            if self._debug_sandbox is not None:
+                await self._debug_sandbox.end()
             await self._prepare_cgroup()
             self._oom_kills = 0.0 if self.cgroup.begin_use() else self._read_oom_kills()
             self._sockets_made_meanwhile = None

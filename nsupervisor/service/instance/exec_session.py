@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -54,18 +54,20 @@ _OUTPUT_KINDS = frames.STDOUT, frames.STDERR
 class ExecSession:
     """One command, from its start to its end.
 
-    `into`: the id of `generation`. `spec`: the specification of the command. `by`: who gives it. `wait_until` waits
+    `spec`: the specification of the command. `by`: who gives it. `wait_until` waits
     for a condition of the instance's lifecycle. `log`: writes a record about the instance.
     """
 
     context: ServiceContext
-    into: str
     generation: int
     spec: Mapping[str, Any]
     terms: ExecTerms
     by: Initiator
     wait_until: Callable[[Callable[[Lifecycle], bool]], Any]
     log: Callable[..., Any]
+    enter: Callable[[Sequence[int], bool], Awaitable[Entry]]
+    """Starts the command with these standard streams; the second argument: they are a terminal. Raises SpawnError and
+    KeeperLost."""
     _streams: ExecStreams = attrs.field(init=False)
     _input_ended: bool = attrs.field(init=False, default=False)
 
@@ -102,11 +104,13 @@ class ExecSession:
         """Have the keeper start it. A cancellation does not take effect half-way."""
         has_terminal = self.terms.terminal is not None
         try:
-            entry = await self.context.keeper.enter(self.into, self.spec, self._streams.child_fds, has_terminal)
+            entry = await self.enter(self._streams.child_fds, has_terminal)
         finally:
             self._streams.close_child_ends()
         shown = " ".join(self.terms.argv)
         facts: dict[str, Any] = {"user": self.terms.user} if self.terms.user else {}
+        if self.terms.is_debug:
+            facts["debug"] = True
         self.log(
             "exec",
             command=shown[:MAX_SHOWN_ARGUMENTS],
@@ -177,7 +181,9 @@ class ExecSession:
                     await self._signal(entry, content[0])
 
     async def _end_with_generation(self, entry: Entry) -> None:
-        """Kill the command when its generation ends."""
+        """Kill the command when its generation ends. A start ends one without a generation: `DebugSession`."""
+        if self.terms.is_debug:
+            await trio.sleep_forever()
         await self.wait_until(
             lambda lifecycle: (
                 lifecycle.generation != self.generation or lifecycle.exit is not None or not lifecycle.is_alive

@@ -1,6 +1,7 @@
 """The mailbox of one workload instance: messages that its actor handles one after the other."""
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import attrs
 import trio
@@ -15,6 +16,33 @@ class Call:
 
     command: events.Command
     handled: trio.Event
+
+
+@attrs.define(eq=False)
+class Task:
+    """Something to do between two messages, whose sender waits for it. An error goes to the sender."""
+
+    function: Callable[[], Awaitable[None]]
+    handled: trio.Event = attrs.field(init=False, factory=trio.Event)
+    error: Exception | None = attrs.field(init=False, default=None)
+
+    async def perform(self) -> None:
+        """Call the function, and release the sender."""
+        try:
+            await self.function()
+        except Exception as error:
+            self.error = error
+        finally:
+            self.handled.set()
+
+    def refuse(self) -> None:
+        """Release the sender without a call, as the mailbox is closed."""
+        self.error = MailboxClosedError()
+        self.handled.set()
+
+
+class MailboxClosedError(Exception):
+    """The instance has been removed, or the service stops."""
 
 
 @attrs.frozen
@@ -49,7 +77,7 @@ class Shutdown:
     """Stop the actor: no more messages will come."""
 
 
-Message = events.Input | RulesPending | Call | Barrier | Shutdown | Execed | Ended | RetrySpawn | MainFound
+Message = events.Input | RulesPending | Call | Barrier | Task | Shutdown | Execed | Ended | RetrySpawn | MainFound
 
 
 @attrs.define(eq=False)
@@ -79,6 +107,20 @@ class Mailbox:
             self.post(call)
             await call.handled.wait()
 
+    async def perform(self, function: Callable[[], Awaitable[None]]) -> None:
+        """Have the actor call a function between two messages, and wait until it is done, also if this is cancelled.
+
+        Raises what the function raises, and MailboxClosedError.
+        """
+        task = Task(function)
+        if self.closed.is_set():
+            raise MailboxClosedError
+        self.post(task)
+        with trio.CancelScope(shield=True):
+            await task.handled.wait()
+        if task.error is not None:
+            raise task.error
+
     async def receive(self, deadline: float | None) -> Message:
         """Return the next message, or `Timeout` if there is none until `deadline`. For one task only.
 
@@ -99,5 +141,8 @@ class Mailbox:
         """Close the mailbox, and release all callers that wait for an answer."""
         self.closed.set()
         while self._messages:
-            if isinstance(message := self._messages.popleft(), Call):
+            message = self._messages.popleft()
+            if isinstance(message, Call):
                 message.handled.set()
+            elif isinstance(message, Task):
+                message.refuse()

@@ -458,6 +458,30 @@ class Program:
         own = {"argv": list(terms.argv), "env": {**spec["env"], **terms.environment}}
         return {**{key: value for key, value in spec.items() if key not in _OF_NAMESPACES}, **own}
 
+    def debug_spec(
+        self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup, terms: ExecTerms
+    ) -> tuple[dict[str, Any], Sequence[Mapping[str, Any]]]:
+        """Return the specification of a command in a sandbox as the next program's, and the directories to make.
+
+        Raises ExecRefused, and IdentityError, ConfigError and OSError as a start does.
+        """
+        if not workload.namespaces.pid:
+            raise ExecRefused("without a PID namespace nothing would end what the command leaves")
+        spec = self._spec(workload, lifecycle.generation, cgroup)
+        if "joins" in spec:
+            raise ExecRefused("it has namespaces of another workload, which a command without its program cannot enter")
+        if "process_tree" in spec:
+            raise ExecRefused("it has no cgroup, in which the command would be")
+        if terms.user is not None:
+            workload = attrs.evolve(workload, user=terms.user, supplementary_groups=(), dynamic_user=False)
+            spec = self._spec(workload, lifecycle.generation, cgroup)
+        spec["env"] |= terms.environment
+        spec |= {"argv": list(terms.argv), "init": False, "cwd": terms.directory or spec["cwd"]}
+        if workload.namespaces.mount:
+            spec["cover"] = cover(workload, self.context.runtime_directory, None)
+        del spec["requires_security"]
+        return spec, spec.pop("directories", ())
+
     async def find_start_obstacle(
         self, workload: WorkloadConfig, generation: int, cgroup: Cgroup
     ) -> StartObstacle | None:
