@@ -427,6 +427,17 @@ def _daemon_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confl
 def _reload_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     if workload.type == "oneshot" and workload.reload_signal is not None:
         yield Conflict((*path, "reload_signal"), "is for programs that keep running; remove it", ((*path, "type"),))
+    if not workload.exec_reload:
+        return
+    if workload.type == "oneshot":
+        yield Conflict((*path, "exec_reload"), "is for programs that keep running; remove it", ((*path, "type"),))
+    elif workload.signal_of_reload is not None:
+        involved = "type" if workload.type == "notify-reload" else "reload_signal"
+        yield Conflict(
+            (*path, "exec_reload"),
+            "and a signal both have the program reload; write one of them",
+            ((*path, involved),),
+        )
 
 
 def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

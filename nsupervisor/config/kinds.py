@@ -716,6 +716,42 @@ CONDITION = Scalar(_condition, _STRING, attrgetter("text"))
 COMMAND = ListOf(TEXT, 1, 'write the program and its arguments, for example ["sleep", "60"]', shell_words)
 
 
+MAX_HOOK_COMMANDS = 16
+
+
+def _hook_command(value: list[Any]) -> tuple[str, ...]:
+    words = tuple(_text(word) for word in value)
+    if not words or words[0] in ("", "-"):
+        raise ValueError("has a command without a program; write the program and its arguments")
+    if words[0][0] in "+!@:|":
+        raise ValueError(
+            f'has a command with the unknown prefix "{words[0][0]}"; there is "-", which ignores a failure'
+        )
+    return words
+
+
+def _hook_commands(value: Any) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(value, list):
+        raise ValueError('is no command; write for example ["nginx", "-t"], or a list of such commands')
+    commands = value if value and all(isinstance(item, list) for item in value) else [value]
+    if len(commands) > MAX_HOOK_COMMANDS:
+        raise ValueError(f"has more than {MAX_HOOK_COMMANDS} commands; write a script")
+    return tuple(map(_hook_command, commands))
+
+
+_HOOK_COMMAND_SCHEMA = {"type": "array", "items": _STRING, "minItems": 1}
+HOOK_COMMANDS = Scalar(
+    _hook_commands,
+    {
+        "anyOf": [
+            _HOOK_COMMAND_SCHEMA,
+            {"type": "array", "items": _HOOK_COMMAND_SCHEMA, "minItems": 1, "maxItems": MAX_HOOK_COMMANDS},
+        ]
+    },
+)
+"""A command, or several that run one after the other; the value is a tuple of commands with their prefixes."""
+
+
 RLIMITS = {
     **{name: _rlimit(sizes=True) for name in ("as", "core", "data", "fsize", "memlock", "msgqueue", "rss", "stack")},
     **{name: _rlimit(sizes=False) for name in ("cpu", "nice", "nofile", "nproc", "rtprio", "rttime", "sigpending")},

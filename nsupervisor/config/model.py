@@ -808,6 +808,14 @@ class WorkloadConfig(Table):
             kinds.SIGNAL, "what `reload --workload` sends; default: SIGHUP with notify-reload, else nothing", live=True
         ),
     )
+    exec_reload: tuple[tuple[str, ...], ...] = field(
+        default=(),
+        metadata=key(
+            kinds.HOOK_COMMANDS,
+            'commands in the workload that `reload --workload` runs; "-program": its failure does not count',
+            live=True,
+        ),
+    )
     timeout_start_sec: float = field(
         default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit', live=True)
     )

@@ -46,8 +46,12 @@ def to_toml(kind: Kind, value: Any) -> str:
     if isinstance(value, dict):
         return _inline_table({name: _quoted(element) for name, element in value.items()})
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_quoted, value))}]" if value else NOT_SET
+        return f"[{', '.join(map(_listed, value))}]" if value else NOT_SET
     return _quoted(value)
+
+
+def _listed(value: Any) -> str:
+    return f"[{', '.join(map(_quoted, value))}]" if isinstance(value, tuple) else _quoted(value)
 
 
 def _quoted(value: Any) -> str:

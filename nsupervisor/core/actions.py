@@ -5,6 +5,8 @@ They are data only. The shell executes them in the given order.
 
 import attrs
 
+from nsupervisor.core.phases import Phase
+
 
 @attrs.frozen
 class Action:
@@ -29,6 +31,19 @@ class Signal(Action):
     signal: int
     whole_cgroup: bool = False
     resumes: bool = True
+
+
+@attrs.frozen
+class RunHook(Action):
+    """Run the command `step` of the key that belongs to `phase`, in the namespaces and the cgroup of the program."""
+
+    phase: Phase
+    step: int
+
+
+@attrs.frozen
+class EndHook(Action):
+    """Send SIGKILL to the command that runs; its end does not matter any more."""
 
 
 @attrs.frozen

@@ -11,6 +11,7 @@ import attrs
 
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.initiators import OPERATOR, Initiator, to_initiator
+from nsupervisor.core.phases import Phase
 from nsupervisor.wire_names import wire
 
 
@@ -63,7 +64,7 @@ class Thaw(Command):
 
 @attrs.frozen
 class Reload(Command):
-    """Have the program read its configuration again, with `reload_signal`."""
+    """Have the program read its configuration again, with `reload_signal` or `exec_reload`."""
 
 
 @attrs.frozen
@@ -106,6 +107,16 @@ class Reloading(Event):
     """
 
     since: float | None = attrs.field(default=None, metadata=wire("since"))
+
+
+@attrs.frozen
+class HookDone(Event):
+    """A command of the phase has ended. `detail` says how, in words."""
+
+    phase: Phase = attrs.field(metadata=wire("phase"))
+    step: int = attrs.field(metadata=wire("step"))
+    is_success: bool = attrs.field(metadata=wire("success"))
+    detail: str = attrs.field(default="", metadata=wire("detail"))
 
 
 @attrs.frozen

@@ -37,7 +37,17 @@ import attrs
 
 from nsupervisor.config.model import DEFAULT_START_LIMIT, NOTIFY_TYPES, WorkloadConfig
 from nsupervisor.core import backoff
-from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
+from nsupervisor.core.actions import (
+    Action,
+    EndHook,
+    FreezeAll,
+    KillAll,
+    ReleaseSurvivors,
+    RunHook,
+    Signal,
+    Spawn,
+    ThawAll,
+)
 from nsupervisor.core.events import (
     Command,
     Emptied,
@@ -46,6 +56,7 @@ from nsupervisor.core.events import (
     Exited,
     Extend,
     Freeze,
+    HookDone,
     Input,
     Kill,
     NewMain,
@@ -65,7 +76,7 @@ from nsupervisor.core.events import (
 )
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
 from nsupervisor.core.initiators import SHUTDOWN, Initiator
-from nsupervisor.core.phases import RELOAD_PHASES, Phase
+from nsupervisor.core.phases import HOOK_KEYS, RELOAD_PHASES, Phase
 from nsupervisor.core.states import ALIVE_STATES
 from nsupervisor.core.states import State as State
 from nsupervisor.wire_names import wire
@@ -145,6 +156,10 @@ class Lifecycle:
     was_ready: bool = attrs.field(default=False, metadata=wire("was_ready"))
     """Whether a probe has found this generation ready before, or its daemon is known: its start is complete."""
     phase: Phase = attrs.field(default=Phase.NONE, metadata=wire("phase"))
+    step: int = attrs.field(default=0, metadata=wire("step"))
+    """The command that runs, in a phase that has some; from 0 on."""
+    step_since: float = attrs.field(default=0.0, metadata=wire("step_since"))
+    """When it was begun."""
     phase_since: float = attrs.field(default=0.0, metadata=wire("phase_since"))
     """When the reload in `phase` began."""
     reload_failure: str = attrs.field(default="", metadata=wire("reload_failure"))
@@ -359,7 +374,12 @@ def ready_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
 def reload(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Have the program read its configuration again, unless its start is incomplete or another reload is under way."""
     signum = workload.signal_of_reload
-    if signum is None or lifecycle.is_reloading or not is_started(lifecycle, workload):
+    if lifecycle.is_reloading or not is_started(lifecycle, workload):
+        return lifecycle, ()
+    if workload.exec_reload:
+        lifecycle = _enter_reload(lifecycle, instant, workload, Phase.RELOAD)
+        return _run_hook(lifecycle, instant, 0)
+    if signum is None:
         return lifecycle, ()
     send = Signal(signum, resumes=False)
     if _start_type(lifecycle, workload) != "notify-reload":
@@ -376,6 +396,21 @@ def reloading(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: W
     if lifecycle.is_reloading or not is_started(lifecycle, workload):
         return lifecycle, ()
     return _enter_reload(lifecycle, instant, workload, Phase.RELOAD_NOTIFY), ()
+
+
+def hook_done(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Run the next command of the phase; after the last one, or the first that fails, the phase is over."""
+    assert isinstance(input_, HookDone)
+    if (input_.phase, input_.step) != (lifecycle.phase, lifecycle.step):
+        return lifecycle, ()
+    commands = workload.exec_reload
+    is_ignored = lifecycle.step < len(commands) and commands[lifecycle.step][0].startswith("-")
+    if not (input_.is_success or is_ignored):
+        took_s = round(instant.now - lifecycle.step_since, 3)
+        return _end_reload(lifecycle, f"{_hook_name(lifecycle)} {input_.detail}, after {took_s:g} s"), ()
+    if lifecycle.step + 1 < len(commands):
+        return _run_hook(lifecycle, instant, lifecycle.step + 1)
+    return _end_reload(lifecycle), ()
 
 
 def ready_again(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -462,8 +497,10 @@ def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
         lifecycle = attrs.evolve(lifecycle, complete_at=None, recent_starts=(), consecutive_failures=0)
         return _limit_runtime(lifecycle, instant, workload), ()
     if lifecycle.is_reloading and (lifecycle.runs_until is None or instant.now < lifecycle.runs_until):
-        what = _RELOAD_TIMEOUTS[lifecycle.phase]
-        return _finish_reload(lifecycle, f"{what} within {workload.timeout_start_sec:g} s"), ()
+        hook = f"{_hook_name(lifecycle)} has not ended" if lifecycle.phase in HOOK_KEYS else ""
+        what = hook or _RELOAD_TIMEOUTS[lifecycle.phase]
+        failure = f"{what} within {workload.timeout_start_sec:g} s"
+        return _end_reload(lifecycle, failure), _end_hook(lifecycle)
     if lifecycle.runs_until is None:
         return start_timeout(lifecycle, input_, instant, workload)
     reason = f"ran for longer than {workload.runtime_max_sec:g} s (runtime_max_sec)"
@@ -510,14 +547,17 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         return attrs.evolve(lifecycle, exit=input_.exit), ()
     if input_.populated and _outlives_program(lifecycle, workload):
         reason = f"its program has ended ({input_.exit}); other processes run on (exit_type)"
-        return attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit, reason=reason), ()
+        after = attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit, reason=reason)
+        return after, _end_hook(lifecycle)
     if exit_outcome(lifecycle, input_.exit, workload) is Outcome.PROTOCOL:
         lifecycle = attrs.evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
+    ends_hook = _end_hook(lifecycle)
     lifecycle = attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit)
     if not input_.populated:
         lifecycle, actions = _choose_next(lifecycle, instant, workload)
         return lifecycle, (
-            (ThawAll(), *actions) if was_frozen else actions
+            *ends_hook,
+            *((ThawAll(), *actions) if was_frozen else actions),
         )  # otherwise the next generation would start frozen
     stop_rest = _stop_signals(workload, everyone=True)
     if was_stopping:  # the deadline stays: the remaining processes have the time that the program would have had
@@ -528,6 +568,7 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         instant,
         workload,
         f"{input_.exit}; ending what it left",
+        *ends_hook,
         *stop_rest,
     )
     return lifecycle, ((*actions, ThawAll()) if was_frozen else actions)
@@ -576,6 +617,7 @@ _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     Execed:        (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
     Ready:         (ignore,  mark_ready,    mark_ready,    ready_again, ignore,  ignore,  ignore, ignore, ready_frozen),
     Reloading:     (ignore,  ignore,        reloading,     reloading, ignore,    ignore,  ignore, ignore, ignore),
+    HookDone:      (ignore,  ignore,        hook_done,     hook_done, ignore,    ignore,  ignore, ignore, ignore),
     Stopping:      (ignore,  ignore, stop_by_itself, stop_by_itself, ignore,     ignore,  ignore, ignore, ignore),
     RestartReset:  (ignore,  forgive,       forgive,       forgive, forgive,     ignore,  ignore, ignore, forgive),
     NewMain:       (ignore,  ignore,        new_main,      new_main, ignore,     ignore,  ignore, ignore, new_main),
@@ -845,6 +887,7 @@ def _respawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, r
 
 
 def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
+    ends_hook = _end_hook(lifecycle)
     lifecycle = attrs.evolve(
         _cancel_reload(lifecycle, f"frozen by {requested_by}"),
         state=State.FROZEN,
@@ -853,12 +896,13 @@ def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
         deadline=None,
         reason=f"frozen by {requested_by}",
     )
-    return lifecycle, (FreezeAll(),)
+    return lifecycle, (*ends_hook, FreezeAll())
 
 
 def _enter_stopping(
     lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str, *actions: Action
 ) -> LifecycleResult:
+    actions = (*_end_hook(lifecycle), *actions)
     lifecycle = _cancel_reload(lifecycle, reason)
     deadline = _deadline(instant, workload.timeout_stop_sec)
     return attrs.evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), actions
@@ -870,15 +914,30 @@ def _enter_reload(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConf
     return attrs.evolve(lifecycle, phase=phase, phase_since=instant.now, deadline=deadline, reload_failure="")
 
 
-def _finish_reload(lifecycle: Lifecycle, failure: str = "") -> Lifecycle:
-    """End a reload that the program has reported to be done, or that has failed."""
-    if not failure and lifecycle.phase is not Phase.RELOAD_NOTIFY:
-        return lifecycle
+def _run_hook(lifecycle: Lifecycle, instant: Instant, step: int) -> LifecycleResult:
+    return attrs.evolve(lifecycle, step=step, step_since=instant.now), (RunHook(lifecycle.phase, step),)
+
+
+def _end_hook(lifecycle: Lifecycle) -> tuple[Action, ...]:
+    """Return the action that ends the command that runs, if one does."""
+    return (EndHook(),) if lifecycle.phase in HOOK_KEYS else ()
+
+
+def _hook_name(lifecycle: Lifecycle) -> str:
+    return f"{HOOK_KEYS[lifecycle.phase]}[{lifecycle.step}]"
+
+
+def _finish_reload(lifecycle: Lifecycle) -> Lifecycle:
+    """End a reload that the program has reported to be done."""
+    return _end_reload(lifecycle) if lifecycle.phase is Phase.RELOAD_NOTIFY else lifecycle
+
+
+def _end_reload(lifecycle: Lifecycle, failure: str = "") -> Lifecycle:
     return attrs.evolve(lifecycle, phase=Phase.NONE, deadline=lifecycle.runs_until, reload_failure=failure)
 
 
 def _cancel_reload(lifecycle: Lifecycle, reason: str) -> Lifecycle:
-    return _finish_reload(lifecycle, reason) if lifecycle.is_reloading else lifecycle
+    return _end_reload(lifecycle, reason) if lifecycle.is_reloading else lifecycle
 
 
 def _earlier(first: float | None, second: float | None) -> float | None:

@@ -100,6 +100,12 @@ def real_uid(pid: int) -> int | None:
     return int(numbers[0]) if numbers else None
 
 
+def pid_in_namespace(pid: int) -> int | None:
+    """Return the pid of a process in its own PID namespace; None if there is no such process."""
+    numbers = _status_numbers(pid, b"NSpid:")
+    return int(numbers[-1]) if numbers else None
+
+
 def is_namespace_init(pid: int) -> bool:
     """Return whether a process is the first one of a PID namespace below this one; False if there is no such process.
 

@@ -287,6 +287,17 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
             "type = 'oneshot'\ntimer = { on_boot_sec = 1, on_unit_inactive_sec = 0 }",
             "is too short; write at least 1, or let the program itself wait",
         ),
+        ("type = 'oneshot'\nreload_signal = 'HUP'", "is for programs that keep running; remove it"),
+        ("type = 'oneshot'\nexec_reload = ['true']", "is for programs that keep running; remove it"),
+        ("reload_signal = 'HUP'\nexec_reload = ['true']", "both have the program reload; write one of them"),
+        ("type = 'notify-reload'\nexec_reload = ['true']", "both have the program reload; write one of them"),
+        ("exec_reload = ['+true']", 'the unknown prefix "+"'),
+        ("exec_reload = [['true'], ['!true']]", 'the unknown prefix "!"'),
+        ("exec_reload = [['true'], ['-']]", "a command without a program"),
+        ("exec_reload = [['true'], 'false']", "is not a string"),
+        ("exec_reload = []", "a command without a program"),
+        ("exec_reload = 'true'", "is no command; write for example"),
+        (f"exec_reload = {[['true']] * 17}", "has more than 16 commands; write a script"),
         (
             "type = 'oneshot'\ntimer = { cron = '@daily', concurrency_policy = 'allow' }",
             "uses another instance for each run; write instances = 2 or more",
@@ -654,3 +665,9 @@ def test_what_contradicts_a_dynamic_user(keys: str, text: str) -> None:
     with pytest.raises(ConfigError) as raised:
         parse(DYNAMIC + keys, "site.toml")
     assert text in str(raised.value)
+
+
+def test_one_command_of_a_hook_is_a_list_of_one() -> None:
+    text = '[workload.web]\ncommand = ["a"]\nexec_reload = {}\n'
+    for written, expected in (('["-a", "b"]', (("-a", "b"),)), ('[["a"], ["b", ""]]', (("a",), ("b", "")))):
+        assert parse(text.format(written), "f.toml").workloads["web"].exec_reload == expected

@@ -396,6 +396,57 @@ def test_a_reload_fails_by_what_comes_in_between(end):
     assert run.lifecycle.reload_failure
 
 
+COMMANDS = (("-nginx", "-t"), ("kill", "-HUP", "1"))
+
+
+def test_commands_of_a_reload_run_one_after_the_other():
+    run = Run(exec_reload=COMMANDS, timeout_start_sec=4.0).up()
+    assert run(events.Reload(), after=1).actions == (actions.RunHook(Phase.RELOAD, 0),)
+    assert (run.state, run.lifecycle.deadline) == (State.RUNNING, run.now + 4)
+    assert is_up(run.lifecycle, run.workload)
+    assert run.fact(events.HookDone, Phase.RELOAD, 1, True).actions == (), "another step"
+    run.fact(events.HookDone, Phase.RELOAD, 0, False, "exit code 1", after=1)
+    assert run.actions == (actions.RunHook(Phase.RELOAD, 1),), "its failure does not count"
+    assert run.fact(events.HookDone, Phase.RELOAD, 1, True).lifecycle.phase is Phase.NONE
+    assert (run.lifecycle.reload_failure, run.lifecycle.deadline, run.actions) == ("", None, ())
+    run.fact(events.HookDone, Phase.RELOAD, 1, False, "exit code 1")
+    assert run.lifecycle.reload_failure == "", "it is late"
+
+
+def test_a_command_of_a_reload_that_fails_ends_the_reload():
+    run = Run(exec_reload=COMMANDS[1:] * 2).up()
+    run(events.Reload())
+    run.fact(events.HookDone, Phase.RELOAD, 0, False, "exit code 3", after=1.25)
+    assert (run.actions, run.state) == ((), State.RUNNING)
+    assert run.lifecycle.reload_failure == "exec_reload[0] exit code 3, after 1.25 s"
+
+
+def test_a_command_of_a_reload_that_takes_too_long_is_ended():
+    run = Run(exec_reload=COMMANDS, timeout_start_sec=4.0).up()
+    run(events.Reload())
+    assert run(events.Timeout(), after=4).actions == (actions.EndHook(),)
+    assert run.lifecycle.reload_failure == "exec_reload[0] has not ended within 4 s"
+    assert run.state is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda run: run(events.Stop()),
+        lambda run: run(events.Kill()),
+        lambda run: run(events.Freeze()),
+        lambda run: run.dies(CRASH),
+        lambda run: run.dies(CRASH, populated=True),
+    ],
+)
+def test_the_command_of_a_reload_ends_with_the_reload(end):
+    run = Run(exec_reload=COMMANDS).up()
+    run(events.Reload())
+    end(run)
+    assert run.actions[0] == actions.EndHook()
+    assert not run.lifecycle.is_reloading
+
+
 def test_a_program_may_reload_by_itself():
     run = Run(type="notify", timeout_start_sec=4.0).up()
     assert not run.fact(events.Reloading).lifecycle.is_reloading, "its start is not complete"

@@ -89,6 +89,9 @@ class Life:
             raise failure(errno.EBADF)
         return self.fds[fd]
 
+    def pid_in_namespace(self, pid: int) -> int | None:
+        return None if self._find(pid) is None else pid
+
     def pin(self, pid: int) -> int:
         """Return a pidfd, pidfd_open(2). Raises OSError (ESRCH, EINVAL)."""
         if pid <= 0:

@@ -1,9 +1,11 @@
 """Reloads of real programs, and the notifications that go with them, from the command line."""
 
 import pytest
+import trio
 
 from tests.needs import needs
 from tests.system.service import service
+from tests.timing import deadline
 
 pytestmark = needs("root", "cgroup")
 
@@ -68,3 +70,65 @@ async def test_systemd_notify_returns_when_its_message_has_been_handled(tmp_path
         ready = await it.record(event="state", workload="web", to="ready")
         returned = await it.record(event="output", workload="web", message="returned")
         assert ready["timestamp"] < returned["timestamp"]
+
+
+HOOKS = """
+[workload.web]
+command = ["/bin/sh", "-c", "trap 'echo reloaded' HUP; echo waits; while :; do sleep 0.1; done"]
+exec_reload = [["-false"], ["/bin/sh", "-c", "echo $(cat /proc/$MAINPID/comm); kill -HUP $MAINPID"]]
+[workload.fails]
+command = ["sleep", "1000"]
+exec_reload = ["/bin/sh", "-c", "echo not valid >&2; exit 3"]
+[workload.hangs]
+command = ["sleep", "1000"]
+exec_reload = ["sleep", "1000"]
+timeout_start_sec = "1s"
+[workload.missing]
+command = ["sleep", "1000"]
+exec_reload = ["no-such-program"]
+"""
+
+
+async def test_commands_reload_programs(tmp_path):
+    async with service(tmp_path, HOOKS) as it:
+        await it.record(event="output", workload="web", message="waits")
+        assert await it.cli("reload", "--workload", "web") == "web: running, reloaded\n"
+        await it.record(event="output", workload="web", message="reloaded")
+        await it.cli("reload", "--workload", "fails", "--workload", "hangs", "--workload", "missing", status=1)
+        failed = {name: await it.record(event="program reload failed", workload=name) for name in NAMES}
+        assert failed["fails"]["message"].startswith("exec_reload[0] exit code 3: not valid, after ")
+        assert failed["hangs"]["message"] == "exec_reload[0] has not ended within 1 s"
+        assert "no-such-program" in failed["missing"]["message"]
+        for name in NAMES:
+            assert (await it.status(name))["state"] == "running"
+        with trio.fail_after(deadline(10)):  # its command was ended, too
+            while (await it.status("hangs"))["pids_current"] != 1:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+
+
+NAMES = ("fails", "hangs", "missing")
+
+
+async def test_a_supervisor_that_is_killed_ends_the_command_of_a_reload(tmp_path):
+    """The next one says that it has failed, and does not run it again."""
+    begun = tmp_path / "begun"
+    site = f"""
+    [workload.web]
+    command = ["sleep", "1000"]
+    exec_reload = ["/bin/sh", "-c", "echo x >> {begun}; exec sleep 1000"]
+    security = {{ profile = "none" }}
+    """
+    async with service(tmp_path, site, status=-9) as it:
+        await it.record(event="started", workload="web")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.cli_result, "reload", "--workload", "web")
+            await it.until(begun.exists)
+            assert (await it.status("web"))["phase"] == "exec_reload[0]"
+            it.process.kill()
+            await it.process.wait()
+    async with service(tmp_path, site) as it:
+        failed = await it.record(event="program reload failed", workload="web")
+        assert failed["message"].startswith("exec_reload[0] has ended with the earlier supervisor")
+        assert begun.read_text() == "x\n"
+        status = await it.status("web")
+        assert (status["state"], status["generation"], status["phase"]) == ("running", 1, "")

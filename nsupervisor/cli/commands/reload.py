@@ -40,7 +40,8 @@ def reload(socket_path: str, dry_run: bool, as_json: bool, names: tuple[str, ...
     until it ends.
 
     With --workload, the configuration stays as it is, and the named programs are asked to read theirs again: by
-    reload_signal. NAME is as for start. If the program reports when it is done (type = "notify-reload"), this waits.
+    reload_signal or exec_reload. NAME is as for start. This waits for the commands, and for a program that reports when
+    it is done (type = "notify-reload").
 
     Interrupted by Ctrl-C, this command ends; the service finishes the reload. With --json, one object a line.
     """

@@ -38,7 +38,17 @@ from nsupervisor.config.model import GroupConfig, Rule, WorkloadConfig
 from nsupervisor.config.probes import EndingProbeConfig, ProbeConfig
 from nsupervisor.config.urls import public_url
 from nsupervisor.core import events
-from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
+from nsupervisor.core.actions import (
+    Action,
+    EndHook,
+    FreezeAll,
+    KillAll,
+    ReleaseSurvivors,
+    RunHook,
+    Signal,
+    Spawn,
+    ThawAll,
+)
 from nsupervisor.core.decider import (
     ConfigChanged,
     GroupAction,
@@ -51,6 +61,7 @@ from nsupervisor.core.decider import (
 from nsupervisor.core.exits import signal_name
 from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Instant, Lifecycle, State, start_type
+from nsupervisor.core.phases import HOOK_KEYS
 from nsupervisor.core.records import describe_survivors
 from nsupervisor.core.rules.group_policy import (
     ActionOutcome,
@@ -81,6 +92,7 @@ LATER_LIFECYCLE_KEYS = (
     *("restart_prevent_exit_status", "restart_force_exit_status", "runtime_max_sec", "runtime_randomized_extra_sec"),
     *("startup", "readiness", "liveness"),
     *("restart_mode", "min_ready_sec", "kill_mode", "send_sighup", "final_kill_signal", "reload_signal", "exit_type"),
+    "exec_reload",
 )
 """Keys of a workload that the lifecycle reads; the later ones are in a trace only if they have other values than the
 default, so that a trace without them is that of an earlier version."""
@@ -97,6 +109,7 @@ INPUTS: Mapping[str, type[events.Input]] = {
     "Execed": events.Execed,
     "Ready": events.Ready,
     "Reloading": events.Reloading,
+    "HookDone": events.HookDone,
     "Stopping": events.Stopping,
     "RestartReset": events.RestartReset,
     "NotReady": events.NotReady,
@@ -130,7 +143,7 @@ def workload_settings(workload: WorkloadConfig) -> Line:
         "life": {key: to_json(keys[key].value_in(workload)) for key in LIFECYCLE_KEYS}
         | {"start_limit_burst": workload.start_limit}  # the one in force, as in earlier traces
         | {
-            key: _probe_settings(value) if isinstance(value, ProbeConfig) else to_json(value)
+            key: _later_setting(key, value)
             for key in LATER_LIFECYCLE_KEYS
             if (value := keys[key].value_in(workload)) != keys[key].default
         },
@@ -141,6 +154,12 @@ def workload_settings(workload: WorkloadConfig) -> Line:
             if name not in workload.resources.of_profile
         },
     }
+
+
+def _later_setting(key: str, value: Any) -> Any:
+    if key == "exec_reload":  # the prefixes alone decide, and a command may contain what is secret
+        return [command[0][:1] if command[0][:1] == "-" else "" for command in value]
+    return _probe_settings(value) if isinstance(value, ProbeConfig) else to_json(value)
 
 
 def _probe_settings(probe: ProbeConfig) -> Line:
@@ -217,6 +236,10 @@ def _lifecycle_record(action: Action, lifecycle: Lifecycle) -> ActionRecord:
             name, fields = "start", {"debug": True} if lifecycle.is_debug else {}
         case Signal(signal=signum, whole_cgroup=everyone):
             name, fields = "signal", {"signal": signal_name(signum), **({"everyone": True} if everyone else {})}
+        case RunHook(phase=phase, step=step):
+            name, fields = "hook", {"hook": f"{HOOK_KEYS[phase]}[{step}]"}
+        case EndHook():
+            name = "end hook"
         case ReleaseSurvivors(seconds=seconds):
             return {"action": "complain", "generation": lifecycle.generation, "why": describe_survivors(seconds)}
         case _:

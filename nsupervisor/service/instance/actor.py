@@ -33,7 +33,17 @@ from nsupervisor.config.known_programs import background_remedy
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import NOTIFY_TYPES, Resources, WorkloadConfig
 from nsupervisor.core import events
-from nsupervisor.core.actions import Action, FreezeAll, KillAll, ReleaseSurvivors, Signal, Spawn, ThawAll
+from nsupervisor.core.actions import (
+    Action,
+    EndHook,
+    FreezeAll,
+    KillAll,
+    ReleaseSurvivors,
+    RunHook,
+    Signal,
+    Spawn,
+    ThawAll,
+)
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import related, start_dependencies
 from nsupervisor.core.exits import Exit, signal_name
@@ -50,6 +60,7 @@ from nsupervisor.core.lifecycle import (
     is_watchdog_active,
     unfinished_actions,
 )
+from nsupervisor.core.phases import HOOK_KEYS, Phase
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.core.security import settings, values
@@ -95,6 +106,7 @@ if TYPE_CHECKING:
     from nsupervisor.service.instance.daemon_search import DaemonSearch
     from nsupervisor.service.instance.debug_sandbox import DebugSandbox
     from nsupervisor.service.instance.exec_session import ExecSession
+    from nsupervisor.service.instance.hook_commands import HookCommands
     from nsupervisor.service.instance.probes import LatestResult, Probes
 
 CONDITION_TIMEOUT_S = 5.0
@@ -104,6 +116,8 @@ BACKGROUND_S = 10.0
 _ACTION_NAMES: Mapping[type[Action], str] = {
     Spawn: "start",
     Signal: "signal",
+    RunHook: "run a hook",
+    EndHook: "end a hook",
     KillAll: "kill",
     FreezeAll: "freeze",
     ThawAll: "thaw",
@@ -166,6 +180,8 @@ class Actor:
     _debug_sandbox: DebugSandbox | None = attrs.field(init=False, default=None)
     """The commands of `exec --debug`; None before the first one."""
     """None until it has a probe."""
+    _hooks: HookCommands | None = attrs.field(init=False, default=None)
+    """None until a command of a hook has run."""
     _changed: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
     _make_next_cgroup: MakeCgroup | None = attrs.field(init=False, default=None)
     """Makes the cgroup for its next generation; None if it keeps the present one."""
@@ -356,8 +372,9 @@ class Actor:
     async def reload(self, by: Initiator = OPERATOR) -> tuple[bool, str]:
         """Have the program read its configuration again; return whether it has, and why not, or what was done."""
         workload = self.workload
-        if (signum := workload.signal_of_reload) is None:
-            return False, "it has no reload_signal; set one, or restart it"
+        signum = workload.signal_of_reload
+        if signum is None and not workload.exec_reload:
+            return False, "it has neither reload_signal nor exec_reload; set one, or restart it"
         before = self.lifecycle
         if before.state not in (State.RUNNING, State.READY):
             return False, f"it is {before.state.value}; only a program that runs can be reloaded"
@@ -370,7 +387,7 @@ class Actor:
         if begun.generation != before.generation or begun.state not in (State.RUNNING, State.READY):
             return False, "it has ended meanwhile; more with: nsupervisor why"
         if not begun.is_reloading:
-            return True, f"{signal_name(signum)} sent"
+            return True, f"{signal_name(signum)} sent" if signum is not None else "reloaded"
         await self.wait_until(lambda now: not _is_same_reload(begun, now))
         after = self.lifecycle
         if after.generation != begun.generation or after.is_reloading:
@@ -760,6 +777,11 @@ class Actor:
                         return
                     for number in signums:
                         self.cgroup.send_signal(number)
+                case RunHook(phase=phase, step=step):
+                    self._run_hook(phase, step)
+                case EndHook():
+                    if self._hooks is not None:
+                        self._hooks.end()
                 case KillAll():
                     self.cgroup.kill()
                 case FreezeAll():
@@ -770,6 +792,19 @@ class Actor:
                     self._release_survivors(seconds, is_reported)
         except (OSError, CgroupError) as error:
             self.log_event("warning", "error", message=f"{_ACTION_NAMES[type(action)]}: {error}")
+
+    def _run_hook(self, phase: Phase, step: int) -> None:
+        generation, pid = self.lifecycle.generation, self.program.pid
+        own_pid = self.context.kernel.processes.pid_in_namespace(pid) if pid is not None else None
+        commands = self.workload.exec_reload
+        if own_pid is None or step >= len(commands):
+            self.post(events.HookDone(generation, phase, step, False, "not run: the program has ended"))
+            return
+        if self._hooks is None:
+            from nsupervisor.service.instance.hook_commands import HookCommands  # few workloads have hooks
+
+            self._hooks = HookCommands(self.context, self.post, self._exec_spec)
+        self._hooks.run(self.id, generation, phase, step, commands[step], own_pid)
 
     async def _send_signals(self, *signums: int) -> bool:
         """Send signals to the program, in this order; return False if it has ended."""
@@ -1024,6 +1059,9 @@ class Actor:
 
     async def _complete(self, lifecycle: Lifecycle, saved: InstanceCheckpoint | None) -> None:
         """Carry out what led to the present state, if that is unknown, and report an outdated program."""
+        if lifecycle.phase in HOOK_KEYS:
+            detail = "has ended with the earlier supervisor"
+            self.post(events.HookDone(lifecycle.generation, lifecycle.phase, lifecycle.step, False, detail))
         if saved is not None and saved.has_unfinished_actions and saved.lifecycle.generation == lifecycle.generation:
             for action in unfinished_actions(lifecycle, self.workload):
                 await self._perform(action)

@@ -1,4 +1,4 @@
-"""Run the command of a probe in its workload, confined as the program is (`exec_session` does that for clients)."""
+"""Run commands of probes and hooks in their workload, confined as its program (`exec_session` does so for clients)."""
 
 from __future__ import annotations
 
@@ -29,17 +29,25 @@ MakeSpec = Callable[[ExecTerms], dict[str, Any]]
 async def run_probe_command(
     context: ServiceContext, into: str, make_spec: MakeSpec, config: ProbeConfig
 ) -> ProbeResult:
-    """Run the command of a probe in the generation `into`. Exit status 0 is a success; a time-out ends it with SIGKILL.
+    """Run the command of a probe in the generation `into`, as `run_command` does."""
+    return await run_command(context, into, make_spec, ExecTerms(config.exec_), config.timeout_sec)
 
-    If it could not be run for a reason that is not its own, the result is unknown (`is_success` is None).
+
+async def run_command(
+    context: ServiceContext, into: str, make_spec: MakeSpec, terms: ExecTerms, timeout_s: float
+) -> ProbeResult:
+    """Run a command in the generation `into`. Exit status 0 is a success; a time-out ends it with SIGKILL.
+
+    If it could not be run for a reason that is not its own, the result is unknown (`is_success` is None). If this is
+    cancelled, the command gets SIGKILL.
     """
     try:
-        spec = make_spec(ExecTerms(config.exec_))
+        spec = make_spec(terms)
         streams = context.kernel.open_exec_streams(False, None, host_owner(spec))
     except (ExecRefused, OSError) as error:
         return ProbeResult(None, str(error))
     try:
-        return await _run(context, into, spec, streams, config.timeout_sec)
+        return await _run(context, into, spec, streams, timeout_s)
     finally:
         streams.close()
 

@@ -60,7 +60,7 @@ class InstanceStatus:
             "command": list(self.command),
             "root": self.root,
             "state": lifecycle.state.value,
-            "phase": describe_phase(lifecycle.phase),
+            "phase": describe_phase(lifecycle.phase, lifecycle.step),
             "reason": self.waits_for or self._reason(now),
             "pid": self.pid if lifecycle.is_alive else None,
             "generation": lifecycle.generation,

@@ -109,6 +109,7 @@ def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadCon
         runtime_randomized_extra_sec=rnd.choice((0.0, 0.0, 3.0)),
         restart_prevent_exit_status=rnd.choice(((), (), (1, "SIGKILL"))),
         restart_force_exit_status=rnd.choice(((), (), (0, "SIGSEGV"))),
+        exec_reload=rnd.choice(((), (), (("true",), ("-false",)))),
         reload_signal=rnd.choice((None, None, 1)),
         startup=rnd.choice((None, None, StartupConfig(tcp_socket=port, termination_grace_period_sec=0.3))),
         readiness=rnd.choice((None, None, ReadinessConfig(tcp_socket=port))),

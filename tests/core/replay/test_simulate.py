@@ -12,6 +12,7 @@ from nsupervisor.core import events
 from nsupervisor.core.decider import GroupAction, Observation, RunPending, WorkloadState, handle
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Instant, Lifecycle
+from nsupervisor.core.phases import Phase
 from nsupervisor.core.replay.simulate import simulate
 from nsupervisor.core.replay.trace import (
     INPUTS,
@@ -296,6 +297,10 @@ def test_every_event_can_be_told():
         "probe": "liveness",
         "seconds": 2.5,
         "since": 3.25,
+        "phase": Phase.RELOAD,
+        "step": 1,
+        "is_success": True,
+        "detail": "exit code 3",
         "requested_by": "boot",
     }
     for kind in INPUTS.values():
