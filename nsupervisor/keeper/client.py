@@ -41,7 +41,7 @@ milliseconds unless it is stopped."""
 START_TIMEOUT_S = 30.0
 """Seconds for a keeper to start, or for one that is leaving to exit."""
 
-_EVENTS = ("hello", "child", "execed", "ended", "entered", "left")
+_EVENTS = ("hello", "child", "held", "execed", "ended", "entered", "left")
 _RETRY_DELAY_S = 0.005
 _CONNECT_TIMEOUT_S = 1  # a cancellation waits for it
 _SPAWNED_FDS = 2  # pipes
@@ -62,6 +62,7 @@ class _PendingCall:
     reply: dict[str, Any] | None = None
     fds: Sequence[int] = ()
     children: list[Child] = attrs.field(factory=list)
+    held: dict[str, int] = attrs.field(factory=dict)
     without_descriptors: bool = False
     """The children in the reply to "list" come without descriptors."""
 
@@ -83,6 +84,7 @@ _SECURITY_KEYS = (
 
 _NO_ENTER = "the keeper is of an earlier version, which cannot do that; run: nsupervisor upgrade"
 _NO_JOIN = "the keeper is of an earlier version, which cannot join namespaces; run: nsupervisor upgrade"
+_NO_HOLD = "the keeper is of an earlier version, which cannot pass sockets on; run: nsupervisor upgrade"
 _NO_SECURITY = (
     "the keeper is of an earlier version, which does not know the keys of the table security; run: nsupervisor upgrade"
 )
@@ -114,6 +116,8 @@ class Keeper:
     """Called for each reply with the request's wire name ("spawn") and the seconds it took."""
     features: frozenset[str] = frozenset()
     """The keeper's capabilities that version 0.1.0 lacks."""
+    held_at_start: int = 0
+    """How many descriptors the keeper held when the connection was made."""
     filter_program: Callable[[str], bytes] = _no_filter
     """Returns the seccomp filter that a specification refers to by this name, or raises KeyError."""
     _filters: set[str] = attrs.field(factory=set)
@@ -145,6 +149,8 @@ class Keeper:
             raise SpawnError("join", _NO_JOIN, errno.EOPNOTSUPP)
         known = {key: value for key, value in spec.items() if key != "cover" or key in self.features}
         is_required = known.pop("requires_security", False)
+        if known.get("descriptors") and "hold" not in self.features:
+            raise SpawnError("descriptors", _NO_HOLD, errno.EOPNOTSUPP)
         if "security" in self.features:
             await self._send_filters(known.get("filters", ()))
         elif is_required:
@@ -293,6 +299,26 @@ class Keeper:
         call = await self._call({"do": "list", "ids": ids, "bare": without_descriptors})
         return call.children
 
+    async def hold(self, key: str, fd: int) -> None:
+        """Have the keeper keep a duplicate of a descriptor, for specifications and for later supervisors.
+
+        A keeper of an older version does not have this request; nothing is sent to it, and it refuses to start a
+        program with descriptors.
+        """
+        if "hold" in self.features:
+            await self._call({"do": "hold", "key": key}, fds=(fd,))
+
+    async def release(self, keys: Sequence[str]) -> None:
+        """Have the keeper close descriptors that it holds."""
+        if "hold" in self.features:
+            await self._call({"do": "release", "keys": list(keys)})
+
+    async def held(self) -> dict[str, int]:
+        """Return duplicates of all descriptors that the keeper holds, by key; they belong to the caller."""
+        if "hold" not in self.features:
+            return {}
+        return (await self._call({"do": "held"})).held
+
     async def shutdown(self) -> None:
         """Shut the keeper down and wait until it has exited. Raises RefusedError while a program runs."""
         await self._call({"do": "shutdown"})
@@ -353,6 +379,7 @@ class Keeper:
         if call.reply is None:
             for child in call.children:
                 protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
+            protocol.close_all([*call.held.values()])
             raise KeeperLost(self._loss_reason)
         if self.on_answer is not None:
             self.on_answer(message["do"], time.perf_counter() - began)
@@ -434,6 +461,12 @@ class Keeper:
                     protocol.close_all(fds)
                 else:
                     call.children.append(_decode_child(message, fds))
+            case {"event": "held", "reply": number, "key": str(key)}:
+                call = self._pending.get(number)
+                if call is None or len(fds) != 1:  # without a free descriptor it is missing
+                    protocol.close_all(fds)
+                else:
+                    call.held[key] = fds[0]
             case {"replies": [*replies]}:
                 for reply in replies:
                     self._handle_message(reply, ())
@@ -525,9 +558,9 @@ async def open_keeper(runtime_directory: str | Path, protected: Sequence[str] = 
         OSError: the directory cannot be used.
     """
     directory, path = _paths(runtime_directory)
-    connection, pid, features = await _connect(directory, path, protected)
+    connection, pid, features, held = await _connect(directory, path, protected)
     sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
-    keeper = Keeper(pid, events, connection, sender, features=features)
+    keeper = Keeper(pid, events, connection, sender, features=features, held_at_start=held)
     try:
         async with open_background_nursery() as nursery:
             nursery.start_soon(keeper._receive)
@@ -547,8 +580,10 @@ def _paths(runtime_directory: str | Path) -> tuple[Path, str]:
     return directory, path
 
 
-async def _connect(directory: Path, path: str, protected: Sequence[str]) -> tuple[socket.socket, int, frozenset[str]]:
-    """Return a connection on which the keeper has sent "hello", its pid, and its features."""
+async def _connect(
+    directory: Path, path: str, protected: Sequence[str]
+) -> tuple[socket.socket, int, frozenset[str], int]:
+    """Return a connection on which the keeper has sent "hello", with its pid, its features, and what it holds."""
     with trio.move_on_after(START_TIMEOUT_S):
         while True:
             started = _start_keeper(directory, path, protected)
@@ -585,7 +620,7 @@ async def _connect_socket(connection: socket.socket, path: str) -> None:
         connection.setblocking(False)
 
 
-async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str]]:
+async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str], int]:
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
@@ -598,7 +633,7 @@ async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str]
         protocol.close_all(fds)
         if message.get("event") != "hello":
             raise KeeperLost(f"what listens in the runtime directory is not a keeper: it says {message!r:.200}")
-        return int(message["pid"]), frozenset(message.get("features", ()))
+        return int(message["pid"]), frozenset(message.get("features", ())), int(message.get("held", 0))
 
 
 def _reap_failed(pid: int) -> None:

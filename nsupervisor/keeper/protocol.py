@@ -3,9 +3,10 @@
 Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the datagram is {"v": 1, "memfd": true}.
 
     client → keeper   {"request": N, "do": "spawn" | "enter" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
-                      "main" | "protect" | "listen" | "filter" | "shutdown", …}
+                      "main" | "hold" | "release" | "held" | "protect" | "listen" | "filter" | "shutdown", …}
                       {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal" and "acknowledge"
-    keeper → client   {"event": "hello", "pid", "features": […]}          first, on every connection
+    keeper → client   {"event": "hello", "pid", "features": […], "held"}  first, on every connection
+                      {"event": "held", "reply": N, "key"} and it         for each one, before the reply to "held"
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
                       {"event": "entered", "id", "pid"}
@@ -36,7 +37,10 @@ in a "spec" the keys "filters" (names), "capability_bounding_set", "ambient_capa
 child "into". (With the feature "join": in a "spec" the key "joins", by kind the namespaces to join. Their descriptors
 are sent with "spawn", before the notify socket.) "enter" is sent with its standard streams, which are a new terminal if
 "terminal" is true. "signal" takes its id, too. With the feature "main": that request, which makes another process,
-"pid" with the start time "started", the program of a child. It is sent with a pidfd of that process.
+"pid" with the start time "started", the program of a child. It is sent with a pidfd of that process. With the feature
+"hold": the number "held" in "hello"; the requests "hold" (a descriptor under a "key"), "release" ("keys") and "held";
+and in a "spec" the key "descriptors", pairs of such a key and a name: the program gets these from descriptor 3 on, with
+LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as in sd_listen_fds(3).
 """
 
 from __future__ import annotations

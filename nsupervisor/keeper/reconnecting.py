@@ -158,6 +158,14 @@ class ReconnectingKeeper:
             self.expected = False
         return False
 
+    async def hold(self, key: str, fd: int) -> None:
+        """Call `Keeper.hold`, again after a loss."""
+        await self._call(lambda keeper: keeper.hold(key, fd))
+
+    async def release(self, keys: Sequence[str]) -> None:
+        """Call `Keeper.release`, again after a loss."""
+        await self._call(lambda keeper: keeper.release(keys))
+
     async def listen_again(self) -> bool:
         """Call `Keeper.listen_again`; a keeper that is lost meanwhile is replaced by one that listens."""
         try:

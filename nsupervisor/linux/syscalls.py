@@ -27,6 +27,7 @@ libc = ctypes.PyDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 
 SYS_CLONE3 = 435
+SYS_PIDFD_GETFD = 438  # Linux 5.6
 _SYS_KEYCTL = {"x86_64": 250, "aarch64": 219}.get(os.uname().machine, -1)  # -1: ENOSYS
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
@@ -107,6 +108,14 @@ def setns(fd: int, flag: int = 0) -> None:
     """Enter the namespace behind `fd`; `flag` is its clone flag, or 0 for any, setns(2)."""
     if libc.setns(fd, ctypes.c_int(flag)) != 0:
         raise last_error("setns")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """Return a duplicate of a descriptor of another process, close-on-exec: pidfd_getfd(2). Raises OSError."""
+    duplicate: int = libc.syscall(SYS_PIDFD_GETFD, pidfd, fd, 0)
+    if duplicate < 0:
+        raise last_error("pidfd_getfd")
+    return duplicate
 
 
 def prctl(option: int, value: int | bytes, operation: str) -> None:

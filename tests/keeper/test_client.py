@@ -174,7 +174,7 @@ async def test_a_full_queue_of_connections_is_waited_for_in_the_kernel(
     found = []
 
     async def connect() -> None:
-        connection, pid, _ = await client._connect(runtime_directory, path, ())
+        connection, pid, *_ = await client._connect(runtime_directory, path, ())
         connection.close()
         found.append(pid)
 

@@ -355,7 +355,7 @@ def _clone(flags: int, spec: Spec, cgroup: int) -> tuple[int, Descriptors]:
     try:
         pid, pidfd = syscalls.clone3(flags & ~LATE_NAMESPACES, cgroup)
         if pid == 0:
-            setup.run(spec, partial(fds.enter_child, spec.join_fds))
+            setup.run(spec, partial(fds.enter_child, (*spec.join_fds, *spec.passed_fds)))
     except OSError:
         fds.close_keeper_ends()
         raise

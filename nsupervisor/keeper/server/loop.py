@@ -11,7 +11,8 @@ Before a new connection replaces the client, its process is checked (linux/peers
 effective uid and user namespace, and must not be in a cgroup that the supervisor has named in "protect". A refused
 connection is closed at once and changes nothing else.
 
-The keeper exits on the request "shutdown" when no program runs, or by itself when it has neither a client nor a child.
+The keeper exits on the request "shutdown" when no program runs, or by itself when it has neither a client nor a child,
+and holds no descriptor for a later one.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ LOCK_FD, LISTENER_FD = 3, 4
 
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
-FEATURES = ("batch", "cover", "debug", "enter", "join", "listen", "main", "process-tree", "protect", "security")
+FEATURES = (
+    *("batch", "cover", "debug", "enter", "hold", "join", "listen", "main", "process-tree", "protect", "security"),
+)
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
 _STDIO_FDS = 3
@@ -91,6 +94,8 @@ class Keeper:
         self.processes: dict[int, Child] = {}  # by pid, until reaped
         self.filters: dict[str, bytes] = {}
         """The seccomp filters of this client's specifications, by name."""
+        self.held: dict[str, int] = {}
+        """Descriptors that the client has given into custody, by key. Those of programs are duplicates of them."""
         self.entries: dict[str, Entry] = {}
         """The processes that have entered a workload's namespaces, or are about to, by id."""
         self.entrance = Entrance()
@@ -148,7 +153,8 @@ class Keeper:
         is_needed = self.processes or any(child.status is None for child in self.children.values())
         if self.is_leaving:
             return not is_needed
-        return self.had_client and self.client is None and not self.children and not self.processes
+        is_unused = not (self.children or self.processes or self.held)
+        return self.had_client and self.client is None and is_unused
 
     def _watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
         self.handlers[fd] = handler
@@ -325,7 +331,7 @@ class Keeper:
         self.had_client = True
         self.filters.clear()  # a client sends those that it needs
         self._watch(sock.fileno(), lambda: self._on_client(client))
-        self._send({"event": "hello", "pid": os.getpid(), "features": FEATURES})
+        self._send({"event": "hello", "pid": os.getpid(), "features": FEATURES, "held": len(self.held)})
         for child in self.children.values():
             if child.status is not None:
                 self._send_ended(child)
@@ -434,6 +440,10 @@ class Keeper:
         if len(fds) < len(spec.joins):
             raise SpecError(f"joins: {len(spec.joins)} descriptors are wanted, not {len(fds)}")
         spec.join_fds = tuple(fds[: len(spec.joins)])
+        for key, _ in spec.descriptors:
+            if key not in self.held:
+                raise SpawnError("descriptors", f"the keeper does not hold {key}", errno.ENOENT)
+        spec.passed_fds = [self.held[key] for key, _ in spec.descriptors]
         self._end_lingering(spec.name)
         child = spawn(spec, self.zygote)
         self.children[child.id] = child
@@ -607,6 +617,31 @@ class Keeper:
             self._send({"event": "child", "reply": message.get("request"), **entry}, child_fds)
         return {}, ()
 
+    def _hold(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Keep a descriptor under a key, in place of an earlier one, until "release"."""
+        key = message.get("key")
+        if not isinstance(key, str) or not key or len(fds) != 1:
+            raise RequestError('"hold" needs a "key" and one descriptor')
+        if key in self.held:
+            os.close(self.held.pop(key))
+        self.held[key] = fds.pop()
+        return {}, ()
+
+    def _release(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """Close descriptors that are held; a key that is not held is no error."""
+        keys = message.get("keys")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise RequestError('"keys" is not a list of texts')
+        for key in keys:
+            if key in self.held:
+                os.close(self.held.pop(key))
+        return {}, ()
+
+    def _list_held(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        for key, fd in self.held.items():
+            self._send({"event": "held", "reply": message.get("request"), "key": key}, (fd,))
+        return {}, ()
+
     def _execute(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Execute another version of the keeper in the same process, so that its children stay its children."""
         python, package = message.get("python"), message.get("package")
@@ -622,7 +657,10 @@ class Keeper:
         with open(table, "w", closefd=False) as file:
             processes = [child.id for child in self.processes.values()]
             values = {"children": children, "processes": processes, "exits": self.exits.inherit(True)}
-            json.dump({**values, "protected": self.policy.prefixes}, file)  # an older version ignores this key
+            for fd in self.held.values():
+                os.set_inheritable(fd, True)
+            # An older version ignores the further keys.
+            json.dump({**values, "protected": self.policy.prefixes, "held": self.held}, file)
         soft, hard = setup.initial_nofile or (0, 0)
         argv = [python, *protocol.PYTHON_OPTIONS, protocol.START_CODE, package, self.socket_path, f"{soft}:{hard}"]
         try:
@@ -635,14 +673,19 @@ class Keeper:
             os.close(table)
             for child in self.children.values():
                 child.inherit(False)
+            for fd in self.held.values():
+                os.set_inheritable(fd, False)
             self.exits.inherit(False)
             for fd in (LOCK_FD, LISTENER_FD):
                 os.dup2(0, fd, inheritable=False)
 
     def _restore(self, table: dict[str, Any]) -> None:
         # With `had_client`, a keeper without children would exit at once, before the client has reconnected.
-        self.had_client = bool(table["children"])
         self.policy.prefixes = tuple(table.get("protected", ()))  # version 0.1.0 does not write this key
+        self.held = table.get("held", {})  # nor this one
+        self.had_client = bool(table["children"] or self.held)
+        for fd in self.held.values():
+            os.set_inheritable(fd, False)
         for entry in table["children"]:
             child = self.children[entry["id"]] = Child.from_table(entry)
             if child.id in table["processes"]:
@@ -700,6 +743,9 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "signal": Keeper._signal,
     "acknowledge": Keeper._acknowledge,
     "list": Keeper._list,
+    "hold": Keeper._hold,
+    "release": Keeper._release,
+    "held": Keeper._list_held,
     "execute": Keeper._execute,
     "protect": Keeper._protect,
     "listen": Keeper._listen,

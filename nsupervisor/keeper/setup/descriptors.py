@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 
@@ -112,6 +113,19 @@ class ReserveFds:
         """Close the reserved descriptors, so that others can be opened."""
         while self._fds:
             os.close(self._fds.pop())
+
+
+def gather(fds: Sequence[int], first: int, inheritable: bool = False) -> list[int]:
+    """Duplicate descriptors to consecutive numbers from `first` on, and return these; what had them is closed.
+
+    Raises OSError: EMFILE or EINVAL if the limit on open files is too low.
+    """
+    # Above all targets first, so that no dup2 overwrites the source of another one.
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
+    for number, copy in enumerate(copies, first):
+        os.dup2(copy, number, inheritable=inheritable)
+        os.close(copy)
+    return list(range(first, first + len(fds)))
 
 
 def credentials_socket(fd: int) -> socket.socket:

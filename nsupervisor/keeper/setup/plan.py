@@ -182,7 +182,8 @@ def _error_masks(numbers: Sequence[int]) -> tuple[int, int]:
 def is_possible(spec: Spec) -> bool:
     """Return whether a plan can do the set-up of a program with an init.
 
-    Mounts depend on what is there when they are made, and a namespace to join on another program. The standby of a user
+    Mounts depend on what is there when they are made, and a namespace to join on another program. A plan has no
+    descriptors to pass on. The standby of a user
     namespace cannot execute a program before its maps are written, as it would lose its capabilities (capabilities(7)).
     """
     shown = spec.cover[1] if spec.cover else ()
@@ -191,6 +192,7 @@ def is_possible(spec: Spec) -> bool:
         or spec.root is not None
         or spec.credentials
         or spec.joins
+        or spec.descriptors
         or spec.flags & CLONE_NEWUSER
         or len(shown) > _MAX_SHOWN
     ):

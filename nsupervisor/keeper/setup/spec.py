@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from nsupervisor.keeper.setup.cover import Cover
 
+MAX_PASSED_FDS = 128
+"""The most descriptors that a program gets; a message between processes takes at most 253 (SCM_MAX_FD, unix(7))."""
 CLOCKS = ("monotonic", "boottime")
 RLIMITS: dict[str, int] = {
     name.removeprefix("RLIMIT_").lower(): getattr(resource, name)
@@ -48,6 +50,7 @@ class Spec:
         "cpu_scheduling",
         "credentials",
         "cwd",
+        "descriptors",
         "env",
         "filters",
         "flags",
@@ -70,6 +73,7 @@ class Spec:
         "nice",
         "no_new_privileges",
         "oom_score_adjust",
+        "passed_fds",
         "path",
         "process_tree",
         "report",
@@ -152,6 +156,10 @@ class Spec:
         self.has_init: bool = self.process_tree is not None or (wants_init and "pid" in self.namespaces)
         self.cgroup: str | None = pop("cgroup", _absolute_path, None)
         self.cgroup_procs: list[str] = pop("cgroup_procs", _paths, [])
+        # (key of a descriptor that the keeper holds, its name in LISTEN_FDNAMES), from descriptor 3 on.
+        self.descriptors: list[tuple[str, str]] = pop("descriptors", _descriptors, [])
+        # The numbers that these have in this process.
+        self.passed_fds: list[int] = []
         if pop("stdin", _nonempty_text, "null") != "null":
             raise SpecError('stdin: only "null" is possible')
         if values:
@@ -276,6 +284,18 @@ def _dict(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise TypeError(f"an object is wanted, not {value!r:.80}")
     return value
+
+
+def _descriptors(value: Any) -> list[tuple[str, str]]:
+    if len(_list(value)) > MAX_PASSED_FDS:
+        raise ValueError(f"at most {MAX_PASSED_FDS} are possible, not {len(value)}")
+    pairs = []
+    for pair in value:
+        key, name = _list(pair)
+        pairs.append((_nonempty_text(key), _nonempty_text(name)))
+        if ":" in name:
+            raise ValueError(f"{name!r:.80} has a colon, which separates names")
+    return pairs
 
 
 def _boolean(value: Any) -> bool:

@@ -26,7 +26,7 @@ from nsupervisor.keeper.setup import cover, handover, mount_steps
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
 from nsupervisor.keeper.setup.errors import CGROUP_HINTS, StepError
-from nsupervisor.keeper.setup.spec import Spec
+from nsupervisor.keeper.setup.spec import MAX_PASSED_FDS, Spec
 from nsupervisor.linux import syscalls
 from nsupervisor.linux.namespaces import CLONE_NEWTIME, CLONE_NEWUSER, JOINABLE, NAMESPACES
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _HEADER = struct.Struct("??")  # of the message with the program: has it a cgroup; has it a memfd in place of the rest
-_MAX_FDS = 2 + len(JOINABLE)
+_MAX_FDS = 2 + len(JOINABLE) + MAX_PASSED_FDS
 _RECEIVE_SIZES = (_HEADER.size + handover.MAX_BYTES, socket.CMSG_SPACE(_MAX_FDS * 4))
 
 STANDBY = b"standby"
@@ -59,15 +59,15 @@ _USER_ADVANCE_STEPS = (setup.new_session_keyring,)
 
 
 def send_program(report: socket.socket, spec: Spec, cgroup: int) -> None:
-    """Send a waiting standby its program. `cgroup` is a directory's descriptor, or -1.
+    """Send a waiting standby its program, with its descriptors. `cgroup` is a directory's descriptor, or -1.
 
-    The descriptors of namespaces to join follow it. Raises OSError, for instance BrokenPipeError if the standby has
-    been killed.
+    The descriptors of namespaces to join follow it, and those of the program. Raises OSError, for instance
+    BrokenPipeError if the standby has been killed.
     """
     packed = spec.pack()
     is_in_file = len(packed) > handover.MAX_BYTES
     header = _HEADER.pack(cgroup >= 0, is_in_file)
-    descriptors = (cgroup, *spec.join_fds)
+    descriptors = (cgroup, *spec.join_fds, *spec.passed_fds)
     if is_in_file:
         handover.send(report, header, descriptors, packed)
     else:
@@ -145,15 +145,19 @@ def _run_to_exec(setup_run: setup.SetupRun, flags: int, clones: native.Clones, i
         hint = CGROUP_HINTS.get(number, "")
         text = f"cannot start the program's process: {os.strerror(number)}{f' ({hint})' if hint else ''}"
         raise StepError(text, number)
-    spec.join_fds = tuple(fds[has_cgroup : has_cgroup + len(spec.joins)])  # `join_namespaces` closes them
+    passed_begin = has_cgroup + len(spec.joins)
+    spec.join_fds = tuple(fds[has_cgroup:passed_begin])  # `join_namespaces` closes them
+    spec.passed_fds = list(fds[passed_begin : len(fds) - has_memfd])
     for fd in fds:
-        if fd not in spec.join_fds:
+        if fd not in spec.join_fds and fd not in spec.passed_fds:
             os.close(fd)
     os.setsid()
     setup_run.run_steps(setup.STEPS, spec, done)
     setup_run.step = "execute"
     os.write(init, setup.init_order(spec))
     setup.send_ready(keeper)
+    setup_run.pass_descriptors(spec)
+    setup_run.step = "execute"
     setup.execute(spec)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the wrapper `signal` would create an enum member for each signal
 import array
 import errno
+import fcntl
 import gc
 import os
 import resource
@@ -29,7 +30,7 @@ import struct
 
 from nsupervisor.keeper import native
 from nsupervisor.keeper.setup import landlock, privileges, scheduling
-from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD
+from nsupervisor.keeper.setup.descriptors import REPORT_FD, STDERR_FD, STDOUT_FD, gather
 from nsupervisor.keeper.setup.errors import StepError, encode_failure, step_error
 from nsupervisor.keeper.setup.mount_steps import (
     hold_shown_directories,
@@ -475,10 +476,11 @@ def _candidates(spec: Spec) -> list[bytes]:
 class SetupRun:
     """Runs the set-up steps of one child. `step` is the wire name of the current step, for the error message."""
 
-    __slots__ = ("step",)
+    __slots__ = ("report_fd", "step")
 
     def __init__(self) -> None:
         self.step = "prepare"
+        self.report_fd = REPORT_FD
 
     def run_steps(self, steps: Sequence[Callable[[Spec], None]], spec: Spec, done: Sequence[object] = ()) -> None:
         """Run the steps that are not `done`."""
@@ -493,14 +495,37 @@ class SetupRun:
         try:
             body()
         except StepError as error:
-            send_failure(REPORT_FD, self.step, str(error), error.number)
+            send_failure(self.report_fd, self.step, str(error), error.number)
             if self.step == "execute":
                 code = EXIT_NOT_FOUND if error.number == errno.ENOENT else EXIT_NOT_EXECUTABLE
         except BaseException as error:
             number = getattr(error, "errno", None) or 0
-            send_failure(REPORT_FD, self.step, f"{type(error).__name__}: {error}", number)
+            send_failure(self.report_fd, self.step, f"{type(error).__name__}: {error}", number)
         finally:
             os._exit(code)
+
+    def pass_descriptors(self, spec: Spec) -> None:
+        """Move the program's descriptors to the numbers from 3 on, and name them in its environment, sd_listen_fds(3).
+
+        As the last step before the program is executed: the numbers are those of other descriptors until then.
+        """
+        if not spec.descriptors:
+            return
+        self.step, count = "pass_descriptors", len(spec.passed_fds)
+        try:
+            # A number above the program's. Closed by execve, which tells the keeper that it has succeeded.
+            self.report_fd = fcntl.fcntl(self.report_fd, fcntl.F_DUPFD_CLOEXEC, FIRST_PASSED_FD + count)
+            gather(spec.passed_fds, FIRST_PASSED_FD, inheritable=True)
+        except OSError as error:
+            hint = "limit_nofile is too low for so many descriptors"
+            raise step_error("pass the sockets", error, hint) from None
+        spec.env[b"LISTEN_FDS"] = str(count).encode()
+        spec.env[b"LISTEN_PID"] = str(os.getpid()).encode()  # as the program sees itself
+        spec.env[b"LISTEN_FDNAMES"] = ":".join(name for _, name in spec.descriptors).encode()
+
+
+FIRST_PASSED_FD = 3
+"""SD_LISTEN_FDS_START, sd_listen_fds(3)."""
 
 
 def run(spec: Spec, enter_child: Callable[[], None], complete: Callable[[], None] = lambda: None) -> NoReturn:
@@ -520,6 +545,8 @@ def run(spec: Spec, enter_child: Callable[[], None], complete: Callable[[], None
         os.write(REPORT_FD, READY)
         os.dup2(STDOUT_FD, 1)
         os.dup2(STDERR_FD, 2)
+        setup_run.pass_descriptors(spec)
+        setup_run.step = "execute"
         execute(spec)
 
     setup_run.run_to_exec(set_up)
