@@ -284,6 +284,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 took_sec=_value_schema("number", "Seconds that it took.", minimum=0),
             ),
         },
+        sockets=_value_schema(
+            "array",
+            "The sockets that the service listens on for it.",
+            items=_object_schema(
+                "One socket.",
+                type=_value_schema("string", "stream, datagram or sequential_packet."),
+                address=_value_schema("string", "The address, as in the configuration."),
+                is_open=_value_schema("boolean", "Whether the service listens on it."),
+                problem=_value_schema("string", "Why not, in words; or empty."),
+            ),
+        ),
         output_blocked_sec=_value_schema(
             "number?", "Seconds for which its output cannot be written already; null: it can.", minimum=0
         ),

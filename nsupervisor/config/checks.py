@@ -26,6 +26,7 @@ from nsupervisor.config.model import (
     MountConfig,
     Resources,
     Rule,
+    SocketConfig,
     SupervisorConfig,
     WorkloadConfig,
 )
@@ -33,8 +34,9 @@ from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.relations import COMPLETION_CONDITIONS, EDGE_KEYS, ORDERING_KEYS, RELATION_KEYS, related_names
 from nsupervisor.config.security import DYNAMIC_USER_KEYS, STRONGER
+from nsupervisor.config.sockets import find_socket_conflicts, overlap
 from nsupervisor.config.timers import find_timer_conflicts
-from nsupervisor.config.units import RelativeChange, format_duration
+from nsupervisor.config.units import RelativeChange, format_address, format_duration
 from nsupervisor.mount_data import VOLUME, value_paths
 
 NOTIFY_PATH = "/notify/0123456789abcdef/socket"
@@ -64,6 +66,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     yield from _shared_log_files(config)
     yield from _published_port_conflicts(config)
     yield from _membership_conflicts(config)
+    yield from _shared_addresses(config)
     for workload in config.workloads.values():
         if any(variant.timer != workload.timer for _, variant in workload.each_variant()):
             yield Conflict(("workload", workload.name, "timer"), "differs between instances; write one for all of them")
@@ -74,6 +77,8 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         yield from _reload_conflicts(workload, path)
         for key, message in find_timer_conflicts(workload.timer, workload.type, len(workload.instance_ids)):
             yield Conflict((*path, "timer", key) if key else (*path, "timer"), message)
+        for socket_path, message in find_socket_conflicts(workload.sockets, config.supervisor.runtime_directory):
+            yield Conflict((*path, "sockets", *socket_path), message)
         yield from _namespace_conflicts(workload, path)
         yield from _join_conflicts(workload, path, config)
         yield from _root_conflicts(workload, path)
@@ -96,6 +101,34 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         yield from _rule_conflicts(rule, ("host",), number)
         yield from _victim_conflicts(rule, ("host", "policy", number))
         yield from _rule_limit_conflicts(rule, Resources(), ("host",), number)
+
+
+def _shared_addresses(config: Config) -> Iterator[Conflict]:
+    """Check that no two workloads have sockets with the same address."""
+    earlier: dict[str, list[tuple[SocketConfig, KeyPath]]] = {}
+    for _, workload in config.each_variant():
+        for number, socket in enumerate(workload.sockets):
+            if not socket.listen_key:
+                continue
+            address = socket.address
+            path: KeyPath = ("workload", workload.name, "sockets", number, socket.listen_key)
+            users = earlier.setdefault(address.path or str(address.port), [])
+            for other, other_path in users:
+                if other_path[1] != workload.name and overlap(socket, other):
+                    yield Conflict(
+                        path,
+                        f"is an address of workload {quoted(str(other_path[1]))}, too ({other.text}); write another",
+                        (other_path,),
+                    )
+                    break
+            users.append((socket, path))
+            metrics = config.supervisor.metrics
+            if metrics is not None and socket.type == "stream" and address.port == metrics[1]:
+                own = SocketConfig(listen_stream=format_address(metrics))
+                if overlap(socket, own):
+                    yield Conflict(
+                        path, "is the address of supervisor.metrics; write another one", (("supervisor", "metrics"),)
+                    )
 
 
 def find_limit_conflicts(owner: WorkloadConfig | GroupConfig, path: KeyPath) -> Iterator[Conflict]:

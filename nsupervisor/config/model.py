@@ -24,6 +24,7 @@ from nsupervisor.config.ports import PUBLISHED_PORT, PublishedPort
 from nsupervisor.config.probes import LivenessConfig, ProbeConfig, ProbeKind, ReadinessConfig, StartupConfig
 from nsupervisor.config.relations import DEPENDENCY, DependencyConfig, to_dependencies
 from nsupervisor.config.security import SecurityConfig as SecurityConfig
+from nsupervisor.config.sockets import SocketConfig as SocketConfig
 from nsupervisor.config.table import Table as Table
 from nsupervisor.config.timers import TimerConfig as TimerConfig
 from nsupervisor.config.units import Percent
@@ -710,6 +711,10 @@ class WorkloadConfig(Table):
             TableOf(TimerConfig), "when to start it by itself; then it does not start with the service", live=True
         ),
     )
+    sockets: tuple[SocketConfig, ...] = field(
+        default=(),
+        metadata=key(TablesOf(SocketConfig), "sockets that the service listens on for it, whether it runs or not"),
+    )
     condition_path_exists: tuple[str, ...] = field(
         default=(),
         metadata=key(
@@ -1049,7 +1054,6 @@ class Config(Table):
 
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
-    WorkloadConfig: ("sockets",),
     Resources: ("network_max",),
 }
 """Keys of later versions, by class: rejected like any unknown key, with a message that they are planned."""

@@ -59,6 +59,7 @@ _NAMES: Mapping[type, str] = {
     probes.HttpGet: "HttpGet",
     probes.TcpSocket: "TcpSocket",
     model.TimerConfig: "Timer",
+    model.SocketConfig: "Socket",
 }
 """The names of the tables in the schema, which do not follow those of the classes."""
 

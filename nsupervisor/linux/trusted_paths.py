@@ -161,10 +161,10 @@ class TrustedDirectory:
 
     __slots__ = ("_fd", "_instead", "_path")
 
-    def __init__(self, path: str, instead: str, mode: int | None = None) -> None:
+    def __init__(self, path: str, instead: str, mode: int | None = None, by_name: bool = False) -> None:
         """Open the directory. The arguments and errors are those of `open_trusted_directory`."""
         self._path, self._instead = path, instead
-        self._fd = open_trusted_directory(path, instead, mode, by_name=False)
+        self._fd = open_trusted_directory(path, instead, mode, by_name)
 
     def __enter__(self) -> TrustedDirectory:
         return self
@@ -308,6 +308,10 @@ class TrustedDirectory:
     def unlink(self, name: str) -> None:
         """Remove a file. Raises OSError."""
         os.unlink(name, dir_fd=self._fd)
+
+    def set_mode(self, name: str, mode: int) -> None:
+        """Set the mode of a file that is not a symbolic link. Raises OSError."""
+        os.chmod(name, mode, dir_fd=self._fd)
 
     def status(self, name: str) -> os.stat_result:
         """Return the status of a file, not of what a link leads to. Raises OSError."""

@@ -16,6 +16,7 @@ from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.networks import Networks
 from nsupervisor.service.platform.kernel import LINUX, Kernel
+from nsupervisor.service.sockets import Sockets
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.dynamic_users import DynamicUsers
 from nsupervisor.service.state.file import StateFile
@@ -63,6 +64,10 @@ class ServiceContext:
     """Whether a file has the records of the journal, so that the output in them need not be kept elsewhere."""
     own_streams: OwnStreams | None = None
     """The standard output and standard error of the service itself; None: what goes there is discarded."""
+    sockets: Sockets = attrs.field(
+        default=attrs.Factory(lambda self: Sockets(self.keeper, self.journal, self.kernel, self.nursery), True)
+    )
+    """The sockets that the service listens on for workloads."""
     measures: Measures = attrs.field(factory=Measures)
     later_saves: LaterSaves = attrs.field(
         init=False, default=attrs.Factory(lambda self: LaterSaves(self.nursery), takes_self=True)

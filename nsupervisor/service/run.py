@@ -590,13 +590,19 @@ async def _supervise(
                 if kernel.keeps_networks:
                     await networks.begin(lambda name: _network_namespace(all_actors.get(name), kernel))
                     nursery.start_soon(networks.run)
+                await context.sockets.begin(config, partial(_find_pids, actors))
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 relations = Relations(jobs)
                 context.listeners.add(relations)
                 timers = OptionalTimers(jobs, context, nursery, config.supervisor.name)
+
+                def configure(config: Config) -> None:
+                    context.sockets.configure(config)
+                    timers.configure(config)
+
                 exposition = Exposition(journal, context.measures, keeper.pid, errors, timers.metrics)
-                reloader = Reloader(config, jobs, host, (tree, groups), context, nursery, relations, timers.configure)
+                reloader = Reloader(config, jobs, host, (tree, groups), context, nursery, relations, configure)
                 followers = OutputFollowers(context.tails or Tails(directory / TAILS_DIRECTORY))
                 shown = host.mode, tree.shown_path, platform.missing, exposition, followers, platform.records_file
                 supervisor = Supervisor(
@@ -628,14 +634,17 @@ async def _supervise(
                     exposition.keeper_replaced(pid)
                     tree.move_to_leaf(pid)
 
-                await follow_keeper(keeper, ChainMap(actors, leftovers), journal, keeper_replaced)
+                everyone = ChainMap(actors, leftovers)
+                await follow_keeper(keeper, everyone, journal, keeper_replaced, context.sockets.hand_over)
         except BaseException:  # programs run on, as after kill -9, and the next supervisor takes them over
             context.later_saves.save_all()
             for running_actor in (*actors.values(), *leftovers.values()):
                 running_actor.close_cgroup()
+            context.sockets.close(is_final=False)
             raise
         else:
             await _kill_remaining([*actors.values(), *leftovers.values()])
+            context.sockets.close(is_final=True)
         finally:
             groups.close()
             networks.close()
@@ -659,6 +668,11 @@ def _network_namespace(actor: Actor | None, kernel: Kernel) -> int:
 def _log_network_problem(journal: Journal, instance: str, message: str) -> None:
     fields = {"workload": instance} if instance else {}
     journal.log.warning("warning", message=message, **fields)
+
+
+def _find_pids(actors: Registry, workload: str) -> list[int]:
+    """Return the processes of all instances of a workload."""
+    return [pid for actor in actors.instances(workload) for pid in actor.cgroup.pids()]
 
 
 def _uid_ranges(settings: Settings, kernel: Kernel) -> UidRanges | None:

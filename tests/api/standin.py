@@ -54,6 +54,7 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
         "phase": "",
         "output_blocked_sec": None,
         "probes": {},
+        "sockets": [],
         "output_blocked_by": "",
         "cgroup": f"/sys/fs/cgroup/nsupervisor/{name}",
         "memory_current": 12_939_428 if alive else 0,

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -202,7 +203,11 @@ def application(directory: Path, name: str, port: str, traffic: str = "") -> Pro
     """Return a program of the application in /srv/app; `port`: what the recipe has."""
     number = free_port()
     text = as_reachable_user(
-        recipe(name, ("/srv/app", str(directory / "app")), (port, port.replace(port.strip(':"'), str(number))))
+        recipe(
+            name,
+            ("/srv/app", str(directory / "app")),
+            (port, port.replace(re.findall("[0-9]+", port)[-1], str(number))),
+        )
     )
     is_signalled = name == "gunicorn"
     return Program(name, text, traffic or name, http_request(number), signal_reload(name) if is_signalled else None)
@@ -319,6 +324,7 @@ async def test_the_recipes_keep_what_their_programs_promise(directory: Path) -> 
         memcached(directory),
         application(directory, "gunicorn", ":8000"),
         application(directory, "uvicorn", '"8001"'),
+        application(directory, "port-80", '0.0.0.0:80"', traffic="site"),
         application(directory, "migration", '"8003"', traffic="app"),
     ]
     if has("node"):

@@ -59,6 +59,8 @@ class Keeper:
     make_behaviour: MakeBehaviour
     pid: int
     children: dict[str, KeptChild] = attrs.field(factory=dict)
+    held: dict[str, Any] = attrs.field(factory=dict)
+    """The descriptors that it holds, by key."""
     connection: Connection | None = None
     latest_connection: Connection | None = None
     """The latest one, also if the supervisor is dead: what it has sent is still read."""
@@ -88,8 +90,12 @@ class Keeper:
             raise SpawnError("clone", "cannot start a process: Device or resource busy", errno.EBUSY)
         if not cgroup.may_fork():
             raise SpawnError("clone", "cannot start a process: Resource temporarily unavailable", errno.EAGAIN)
+        for key, _ in spec.get("descriptors", ()):
+            if key not in self.held:
+                raise SpawnError("descriptors", f"the keeper does not hold {key}", errno.ENOENT)
         process = machine.start_process(cgroup, spec["id"], self.make_behaviour(spec), self.pid)
         process.is_leader = True
+        process.listeners = [self.held[key] for key, _ in spec.get("descriptors", ())]
         child = KeptChild(spec["id"], process, machine.new_pipe(), machine.new_pipe(), notify)
         child.stdout.writers.add(process.pid)
         child.stderr.writers.add(process.pid)
@@ -223,6 +229,22 @@ class Keeper:
 
         return entries
 
+    def hold(self, key: str, file: Any) -> Callable[[Life], None]:
+        """Keep a descriptor."""
+        self.held[key] = file
+        return lambda _life: None
+
+    def release(self, keys: Sequence[str]) -> Callable[[Life], None]:
+        """Close descriptors."""
+        for key in keys:
+            self.held.pop(key, None)
+        return lambda _life: None
+
+    def list_held(self) -> Callable[[Life], dict[str, int]]:
+        """Return duplicates of all descriptors."""
+        held = dict(self.held)
+        return lambda life: {key: life.add_fd(file) for key, file in held.items()}
+
     def shutdown(self) -> Callable[[Life], None]:
         """Exit."""
         if any(child.status is None for child in self.children.values()):
@@ -238,6 +260,7 @@ class Keeper:
             return
         self.is_dead = True
         self.machine.log("keeper dies")
+        self.held.clear()
         self.machine.ended_listeners.remove(self.on_ended)
         if self.connection is not None:
             connection, self.connection = self.connection, None
@@ -262,6 +285,7 @@ class Connection:
 
     def __init__(self, life: Life, keeper: Keeper) -> None:
         self.pid = keeper.pid
+        self.held_at_start = len(keeper.held)
         self.sender, self.events = trio.open_memory_channel[Execed | Ended](float("inf"))
         self.on_answer: Callable[[str, float], None] | None = None
         self.filter_program: Callable[[str], bytes] | None = None
@@ -378,6 +402,17 @@ class Connection:
         children: list[Child] = await self._call("list", lambda: self._keeper.list(ids, without_descriptors))
         return children
 
+    async def hold(self, key: str, fd: int) -> None:
+        file = self._life.fds[fd]
+        await self._call("hold", lambda: self._keeper.hold(key, file))
+
+    async def release(self, keys: Sequence[str]) -> None:
+        await self._call("release", lambda: self._keeper.release(keys))
+
+    async def held(self) -> dict[str, int]:
+        held: dict[str, int] = await self._call("held", self._keeper.list_held)
+        return held
+
     async def listen_again(self, runtime_directory: str | Path) -> bool:
         """Its socket is never removed."""
         return False
@@ -410,6 +445,8 @@ class Keepers:
             self.machine.last_pid += 1
             self.current = Keeper(self.machine, self.make_behaviour, self.machine.last_pid)
             self.machine.ended_listeners.append(self.current.on_ended)
+            held = self.current.held
+            self.machine.holds = lambda listener: listener in held.values()
             self.machine.log("keeper starts", pid=self.current.pid)
         return self.current
 
@@ -418,7 +455,7 @@ class Keepers:
         keeper = self.current
         if keeper is not None and not keeper.is_dead:
             keeper.connection = None
-            if not keeper.children:
+            if not keeper.children and not keeper.held:
                 keeper.die()
 
     def opener(self, life: Life) -> Callable[[Path, Sequence[str]], Any]:

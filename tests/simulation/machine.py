@@ -113,6 +113,8 @@ class Process:
     """The port at which it answers probes; None: at none."""
     is_sick: bool = False
     """Whether its answers are errors."""
+    listeners: list[ListeningSocket] = attrs.field(factory=list)
+    """The sockets that it was started with."""
 
     def after(self, seconds: float, work: Callable[[], None]) -> None:
         """Let the process do something later, unless it has ended by then."""
@@ -440,6 +442,25 @@ class DatagramSocket:
     changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
 
+@attrs.define(eq=False)
+class ListeningSocket:
+    """A socket that listens, with the number of connections that nobody has accepted."""
+
+    address: str
+    waiting: int = 0
+    changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    def connect(self) -> None:
+        """Make a connection."""
+        self.waiting += 1
+        self.changed.unpark_all()
+
+    def accept(self) -> int:
+        """Accept all connections; return their number."""
+        accepted, self.waiting = self.waiting, 0
+        return accepted
+
+
 class Inotify:
     """An inotify instance of a supervisor."""
 
@@ -468,6 +489,10 @@ class Machine:
         self.files: dict[Path, bytearray] = {}
         self.sockets: dict[str, DatagramSocket] = {}
         self.pid_files: dict[str, int] = {}
+        self.listeners: list[ListeningSocket] = []
+        """All sockets that have ever listened."""
+        self.holds: Callable[[ListeningSocket], bool] = lambda _listener: False
+        """Whether the keeper that lives holds a socket."""
         self.locks: set[Cgroup] = set()
         self.inotify: list[Inotify] = []
         self.pipes: dict[int, Pipe] = {}
@@ -496,6 +521,13 @@ class Machine:
         """Seconds until a supervisor that is busy reads its inotify queue."""
         self.statuses_of_others = self.random.random() < 0.5
         """Whether the kernel tells the exit status of processes that are not one's children (Linux 6.15)."""
+
+    def find_listener(self, address: str) -> ListeningSocket | None:
+        """Return the socket that listens on an address: a program, or the keeper, has it open."""
+        used = [listener for process in self.living() for listener in process.listeners]
+        return next(
+            (one for one in self.listeners if one.address == address and (one in used or self.holds(one))), None
+        )
 
     # ---- time
 
@@ -542,7 +574,7 @@ class Machine:
         self.clock = None
         self.locks.clear()
         self.inotify.clear()
-        for waited_for in (*self.pipes.values(), *self.sockets.values()):
+        for waited_for in (*self.pipes.values(), *self.sockets.values(), *self.listeners):
             waited_for.changed = trio.lowlevel.ParkingLot()  # the tasks that wait belong to the dead supervisor
 
     def log(self, event: str, subject: str = "", **fields: Any) -> None:

@@ -24,6 +24,7 @@ from nsupervisor.cgroups import Host
 from nsupervisor.cgroups.host import Controller
 from nsupervisor.cgroups.mounts import Hierarchy
 from nsupervisor.config.probes import ProbeConfig
+from nsupervisor.config.sockets import SocketConfig
 from nsupervisor.core.probes import ProbeResult
 from nsupervisor.core.start_conditions import HostFacts, find_unmet
 from nsupervisor.linux.inotify import IN_IGNORED, InotifyEvent
@@ -31,6 +32,7 @@ from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
 from nsupervisor.notify_socket import Datagram, NotifySocket
 from nsupervisor.service.platform.kernel import Kernel
+from nsupervisor.service.platform.listeners import ListenError
 from nsupervisor.service.platform.pid_file import PidFileError
 from tests.simulation import machine as machines
 from tests.simulation.machine import FIRST_FD, ROOT, Machine, Process, failure
@@ -268,6 +270,52 @@ class Processes:
 
     def close(self, fd: int) -> None:
         self._life.close(fd)
+
+
+class Listeners:
+    """`nsupervisor.service.platform.listeners.Listeners` of the simulated machine."""
+
+    def __init__(self, life: Life) -> None:
+        self._life, self._machine = life, life.machine
+
+    def listen(self, config: SocketConfig) -> int:
+        self._life.call("listen")
+        if self._machine.find_listener(config.text) is not None:
+            raise ListenError(config, "Address already in use", errno.EADDRINUSE)
+        listener = machines.ListeningSocket(config.text)
+        self._machine.listeners.append(listener)
+        return self._life.add_fd(listener)
+
+    def configure(self, fd: int, config: SocketConfig) -> None:
+        self._life.call("configure a socket")
+
+    def is_intact(self, fd: int, config: SocketConfig) -> bool:
+        return True
+
+    def find(self, config: SocketConfig, pids: Iterable[int]) -> int:
+        self._life.call("find a socket")
+        for pid in pids:
+            process = self._machine.processes.get(pid)
+            for listener in process.listeners if process is not None and process.status is None else ():
+                if listener.address == config.text:
+                    return self._life.add_fd(listener)
+        return -1
+
+    def remove(self, config: SocketConfig) -> None:
+        self._life.call("remove a socket")
+
+    def duplicate(self, fd: int) -> int:
+        self._life.call("dup")
+        return self._life.add_fd(self._life.file(fd))
+
+    def close(self, fd: int) -> None:
+        self._life.close(fd)
+
+    async def wait_readable(self, fd: int) -> None:
+        self._life.call("wait for a connection")
+        listener: machines.ListeningSocket = self._life.file(fd)
+        while not listener.waiting:
+            await listener.changed.park()
 
 
 class Files:
@@ -530,6 +578,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         find_start_obstacle=lambda spec: machine.start_obstacle,
         probe=probe,
         find_unmet_condition=lambda conditions: find_unmet(conditions, HOST_FACTS),
+        listeners=Listeners(life),
         random=machine.random.random,
         keeps_networks=False,
     )

@@ -246,6 +246,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("status", f'"{text}"' if text and is_alive else ""),
         ("error", instance.get("error_text", "")),
         *((probe, _format_probe(state)) for probe, state in instance.get("probes", {}).items()),
+        *(("listens on", _format_socket(socket)) for socket in instance.get("sockets", ())),
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
         ("timer", _timer(instance)),
@@ -276,6 +277,12 @@ def _format_probe(state: dict[str, Any]) -> str:
     if state["success"] is state["passes"]:
         return f"{verdict}: {result}"
     return f"{verdict}, but the latest {'succeeded' if state['success'] else 'failed'}: {result}"
+
+
+def _format_socket(socket: dict[str, Any]) -> str:
+    """Return the address of a socket of the service: "127.0.0.1:80 (stream)", or why it is not open."""
+    shown = f"{socket['address']} ({socket['type'].replace('_', ' ')})"
+    return shown if socket["is_open"] else f"{shown}: not open: {socket['problem'] or 'it is opened at the next start'}"
 
 
 def output_rows(lines: Sequence[LogLine], now: datetime, colour: bool, width: int) -> list[str]:

@@ -560,6 +560,7 @@ class Actor:
             status_text=self.log.status_text(self.lifecycle.generation),
             probes=self.probe_results,
             error_text=self.log.error_text(self.lifecycle.generation),
+            sockets=self.context.sockets.status(self.workload),
             blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
         )
         return status.to_json(self.observer.read, trio.current_time())

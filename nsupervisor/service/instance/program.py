@@ -36,9 +36,9 @@ from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessR
 
 _OF_NAMESPACES = (
     *("mounts", "cover", "sandbox", "root", "directories", "credentials"),
-    *("hostname", "time_offsets", "requires_security", "init"),
+    *("hostname", "time_offsets", "requires_security", "init", "descriptors"),
 )
-"""Keys of a specification that are about the namespaces and directories, which a command in the program finds."""
+"""Keys of a specification that are about what a command in the program finds there, or does not get."""
 OBSTACLE_TIMEOUT_S = 2.0
 """Seconds that a restart waits for the file systems that its program is on."""
 _OWN_PROCESS_PREFIX = "nsupervisor-"
@@ -120,6 +120,8 @@ class Program:
             # In a thread: the store is locked for a moment, and written to the disk.
             note = self.context.kernel.note_image_use
             await call_in_thread(note, self.context.state_directory, self.name, workload)
+        if workload.sockets:
+            await self.context.sockets.ensure(workload)
         variables = environment_file_variables(workload)
         spec, digest = self._spec(workload, generation, cgroup, variables), self.context.digest
         watchdog_sec, own = workload.watchdog_sec, {}

@@ -12,6 +12,7 @@ from nsupervisor.config.kinds import MAX_HOSTNAME
 from nsupervisor.config.model import IoClass, SecurityConfig, WorkloadConfig
 from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.security_kinds import SECURE_BITS
+from nsupervisor.config.sockets import passed_sockets
 from nsupervisor.core.landlock import ruleset
 from nsupervisor.core.sandbox import for_own_root, sandbox
 from nsupervisor.core.seccomp import Filter, OciError, parse_oci
@@ -125,6 +126,7 @@ def spawn_spec(
         **({} if root is None else {"root": root}),
         **({"directories": directories} if directories else {}),
         **({"credentials": dict(workload.credentials)} if workload.credentials else {}),
+        **({"descriptors": passed_sockets(workload.name, workload.sockets)} if workload.sockets else {}),
     }
 
 

@@ -47,6 +47,8 @@ class InstanceStatus:
     error_text: str
     """The error that it has last reported with ERRNO= or BUSERROR=, in words; or ""."""
     probes: Mapping[ProbeKind, LatestResult]
+    sockets: list[dict[str, Any]]
+    """The sockets that the service listens on for it, as `Sockets.status` returns them."""
     blockage: Blockage | None
     """The output that has waited longest to be written; None if none is blocked."""
 
@@ -72,6 +74,7 @@ class InstanceStatus:
             "status_text": self.status_text if lifecycle.is_alive else "",
             "error_text": self.error_text if lifecycle.is_alive else "",
             "probes": {kind: _probe_to_json(latest) for kind, latest in self.probes.items()},
+            "sockets": self.sockets,
             "output_blocked_sec": round(self.blockage.seconds, 3) if self.blockage is not None else None,
             "output_blocked_by": self.blockage.reason if self.blockage is not None else "",
             "cgroup": self.cgroup,

@@ -31,6 +31,7 @@ from nsupervisor.notify_socket import NotifySocket, notify_socket
 from nsupervisor.service.platform.exec_streams import OpenExecStreams, open_exec_streams
 from nsupervisor.service.platform.images import ResolveImages, forget_image_use, note_image_use, resolve_images
 from nsupervisor.service.platform.isolation import Isolate, isolate
+from nsupervisor.service.platform.listeners import LinuxListeners, Listeners
 from nsupervisor.service.platform.pid_file import find_daemon
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
 from nsupervisor.service.platform.roots import make_overlay_directory
@@ -121,6 +122,8 @@ class Kernel:
     """Returns the instance that a process is part of, or ""; None: the cgroup of the process says so."""
     probe: Callable[[ProbeConfig, int], Awaitable[ProbeResult]] = _probe
     """Sends a probe, in the network namespace of the process behind a pidfd, or for -1 in that of the service."""
+    listeners: Listeners = attrs.field(factory=LinuxListeners)
+    """Sockets that the service listens on for workloads."""
     timers: TimerHost = attrs.field(factory=LinuxTimerHost)
     """The wall clock, time zones, and what is remembered of timers."""
     random: Callable[[], float] = random.random

@@ -13,7 +13,7 @@ import itertools
 import os
 import signal
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -147,10 +147,12 @@ async def follow_keeper(
     actors: Mapping[str, Actor],
     journal: Journal,
     on_replaced: Callable[[int], None],
+    hand_over: Callable[[KeeperConnection], Awaitable[None]],
 ) -> NoReturn:
     """Pass each report of the keeper to its actor; connect to a new keeper when one is lost.
 
-    `on_replaced` is called with the pid of each further keeper, when it has all programs.
+    `on_replaced` is called with the pid of each further keeper, when it has all programs; before, `hand_over` gives it
+    what else its predecessor had.
     """
     log = journal.log
     while True:
@@ -166,6 +168,7 @@ async def follow_keeper(
             log.critical("keeper lost", message="the programs run on; a new keeper takes them over", pid=lost)
         try:
             await _replace(keeper, log, expected)
+            await hand_over(keeper.direct)
             alive_count = await hand_over_to_keeper(actors.values(), keeper)
         except KeeperLost:
             continue

@@ -146,12 +146,17 @@ class Reloader:
                 plan = self._plan(loaded)
                 await self._check_restarts(loaded, plan)
                 prepared = await self._prepare(loaded.config, plan)
-                if self.jobs.is_stopping:
-                    await self._put_back(prepared)
-                    raise _refusal(loaded.config.path, _STOPPING)
-                # The state may have changed during the awaits, so the plan is made again from the present state. No
-                # await from here, nor since the check for a stop: nothing starts once the service stops.
-                request.accept(self._begin(loaded.config, self._plan(loaded), prepared, request.by))
+                await self.context.sockets.prepare(loaded.config)
+                try:
+                    if self.jobs.is_stopping:
+                        await self._put_back(prepared)
+                        raise _refusal(loaded.config.path, _STOPPING)
+                    # The state may have changed during the awaits, so the plan is made again from the present state. No
+                    # await from here, nor since the check for a stop: nothing starts once the service stops.
+                    request.accept(self._begin(loaded.config, self._plan(loaded), prepared, request.by))
+                except ConfigError:
+                    await self.context.sockets.discard_unwanted()
+                    raise
         except ConfigError as error:
             for problem in error.problems:
                 self.context.journal.log.error("reload refused", message=str(problem))
