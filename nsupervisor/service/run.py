@@ -151,6 +151,11 @@ def main(path: str, closed: Collection[int] = ()) -> int:
             return trio.run(_service, config, isolation, directory, warnings, terminal, closed, clock=MonotonicClock())
     except Exception as error:
         return _report_failure(error, config)
+    finally:
+        # The interpreter restores the default action of each signal that has a handler when it ends. A signal that came
+        # then would end the process in a thread that does not block it, and replace its exit status.
+        for signum in SERVICE_SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
 
 
 def _report_failure(error: BaseException, config: Config) -> int:

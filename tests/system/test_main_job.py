@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -377,6 +378,27 @@ async def test_two_signals_in_quick_succession_still_end_in_order(tmp_path, no_l
                 it.process.send_signal(signal.SIGTERM)
                 await trio.sleep(0.002)
         assert it.process.returncode == 0
+
+
+AT_EXIT = """
+import atexit, signal, sys
+from nsupervisor.service.run import SERVICE_SIGNALS, main
+atexit.register(lambda: print([signal.getsignal(signum).name for signum in SERVICE_SIGNALS], file=sys.stderr))
+sys.exit(main(sys.argv[1]))
+"""
+
+
+async def test_a_signal_while_the_interpreter_ends_replaced_the_exit_status(tmp_path, no_leaks):
+    """The interpreter gives each signal with a handler its default action back, before the process has ended."""
+    config = tmp_path / "site.toml"
+    config.write_text(
+        f'[supervisor]\nname = "at-exit-{os.getpid()}"\nruntime_directory = "{tmp_path}/run"\n'
+        'exit_on = ["all exited"]\n[workload.job]\ntype = "oneshot"\ncommand = ["true"]\n'
+    )
+    done = await trio.run_process(
+        [sys.executable, "-c", AT_EXIT, str(config)], capture_stdout=True, capture_stderr=True
+    )
+    assert done.stderr.decode() == "['SIG_IGN', 'SIG_IGN', 'SIG_IGN']\n"
 
 
 async def test_a_signal_before_the_service_is_up_stops_it_in_order(tmp_path, no_leaks):
