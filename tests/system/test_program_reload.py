@@ -17,15 +17,16 @@ def say(*lines):
         client.connect(os.environ["NOTIFY_SOCKET"])
         client.send("\\n".join(lines).encode())
 
-def reload(*_):
+def reload():
     say("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
     time.sleep(0.2)
     say("READY=1", "STATUS=reloaded")
 
-signal.signal(signal.SIGHUP, reload)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # a signal just before pause(2) would be waited for forever
 say("READY=1")
 while True:
-    signal.pause()
+    signal.sigwait({signal.SIGHUP})
+    reload()
 """
 
 SITE = """

@@ -391,13 +391,10 @@ def test_orphans_are_reaped(start: Callable[..., Init], lines: Lines) -> None:
 SAVER = """
 import os, signal, sys
 out = os.open(sys.argv[1], os.O_WRONLY)
-def save(*_):
-    os.write(out, b"saved\\n")
-    os._exit(0)
-signal.signal(signal.SIGTERM, save)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a signal just before pause(2) would be waited for forever
 os.write(out, b"ready\\n")
-while True:
-    signal.pause()
+signal.sigwait({signal.SIGTERM})
+os.write(out, b"saved\\n")
 """
 
 
@@ -433,7 +430,9 @@ def test_a_stopped_process_gets_the_signal_too(start: Callable[..., Init], lines
     def program() -> None:
         child = os.fork()
         if child == 0:
-            inline(SAVER.replace("while True:", "os.kill(os.getpid(), signal.SIGSTOP)\nwhile True:"), lines.path)()
+            inline(
+                SAVER.replace("signal.sigwait", "os.kill(os.getpid(), signal.SIGSTOP)\nsignal.sigwait"), lines.path
+            )()
         os.waitpid(child, os.WUNTRACED)
         os._exit(4)
 
