@@ -29,7 +29,7 @@ restart_sec = 0
 LINES = 120_000
 """Of the flood: 1.4 MB, more than its pipe and the stream's can hold; as records, several times the buffer."""
 DROPPING_LINES = 300_000
-"""3.9 MB. A megabyte of it may still be in the pipe when the flood has ended: the rest is more than the buffer holds."""
+"""3.9 MB. A megabyte may still be in the pipe when the flood has ended: the rest is more than the buffer holds."""
 FLOOD = """
 [workload.flood]
 command = ["seq", "-f", "count %.0f", "LINES"]
