@@ -14,9 +14,9 @@ from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
 from nsupervisor.metrics.measures import Measures
-from nsupervisor.service.networks import Networks
 from nsupervisor.service.platform.kernel import LINUX, Kernel
-from nsupervisor.service.sockets import Sockets
+from nsupervisor.service.platform.networks import Networks
+from nsupervisor.service.platform.sockets import Sockets
 from nsupervisor.service.state.digest import KeyedDigest
 from nsupervisor.service.state.dynamic_users import DynamicUsers
 from nsupervisor.service.state.file import StateFile

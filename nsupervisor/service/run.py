@@ -64,7 +64,6 @@ from nsupervisor.service.instance.spawn_spec import WORKLOADS_API
 from nsupervisor.service.jobs.jobs import Jobs
 from nsupervisor.service.jobs.registry import Registry
 from nsupervisor.service.jobs.relations import Relations
-from nsupervisor.service.networks import Networks
 from nsupervisor.service.observe.history import History
 from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.observe.log_rotation import log_rotation
@@ -73,6 +72,7 @@ from nsupervisor.service.platform.clock import MonotonicClock
 from nsupervisor.service.platform.images import resolve_images
 from nsupervisor.service.platform.isolation import Isolation
 from nsupervisor.service.platform.kernel import LINUX, Kernel
+from nsupervisor.service.platform.networks import Networks
 from nsupervisor.service.platform.reaper import reap_orphans
 from nsupervisor.service.platform.runtime_directory import KeptDirectory, runtime_directory
 from nsupervisor.service.platform.service_manager import notify_service_manager

@@ -14,9 +14,8 @@ import trio
 from nsupervisor.config.model import NetworksConfig
 from nsupervisor.core.cni import NetworkError
 from nsupervisor.linux import joining
-from nsupervisor.service import networks
-from nsupervisor.service.networks import Networks
-from nsupervisor.service.platform import cni_plugins
+from nsupervisor.service.platform import cni_plugins, networks
+from nsupervisor.service.platform.networks import Networks
 from tests.needs import needs
 from tests.timing import deadline
 
