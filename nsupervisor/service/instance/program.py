@@ -471,7 +471,8 @@ class Program:
             raise ExecRefused("without a PID namespace nothing would end what the command leaves")
         spec = self._spec(workload, lifecycle.generation, cgroup)
         if "joins" in spec:
-            raise ExecRefused("it has namespaces of another workload, which a command without its program cannot enter")
+            kinds = ", ".join(sorted(workload.namespaces.joined))
+            raise ExecRefused(f"it joins namespaces ({kinds}); a command without its program cannot")
         if "process_tree" in spec:
             raise ExecRefused("it has no cgroup, in which the command would be")
         if terms.user is not None:
