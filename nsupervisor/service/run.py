@@ -69,7 +69,6 @@ from nsupervisor.service.observe.log_reopen import REOPEN, reopen_on_signal
 from nsupervisor.service.observe.log_rotation import log_rotation
 from nsupervisor.service.observe.output_follower import OutputFollowers
 from nsupervisor.service.platform.clock import MonotonicClock
-from nsupervisor.service.platform.images import resolve_images
 from nsupervisor.service.platform.isolation import Isolation
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.platform.networks import Networks
@@ -121,9 +120,7 @@ def main(path: str, closed: Collection[int] = ()) -> int:
     try:
         host = Host.discover()
         text = read_text(path)
-        config, problems, unmet, positions, isolation = check_text(
-            text, path, host, resolve=partial(resolve_images, loads=True)
-        )
+        config, problems, unmet, positions, isolation = check_text(text, path, host, loads=True)
     except ConfigError as error:
         return _print_errors(EXIT_BAD_CONFIGURATION, *map(str, error.problems))
     except CgroupError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import attrs
@@ -20,7 +20,7 @@ from nsupervisor.config.condition_terms import NOT_FILES
 from nsupervisor.config.conditions import Atom
 from nsupervisor.config.environment import load_environment
 from nsupervisor.config.files import find_included
-from nsupervisor.config.load import parse_sound_parts
+from nsupervisor.config.load import Parsed, parse_sound_parts
 from nsupervisor.config.model import Config, NetworksConfig, Resources, Rule, WorkloadConfig
 from nsupervisor.config.positions import Positions
 from nsupervisor.config.problems import ConfigError, Problem, sort_problems, sort_warnings
@@ -40,7 +40,7 @@ from nsupervisor.linux.trusted_paths import open_for_reading, untrusted_part
 from nsupervisor.service.instance.root import resolve_in_root
 from nsupervisor.service.instance.spawn_spec import PATH, environment_file_variables, passed_variables
 from nsupervisor.service.instance.users import IdentityError, resolve_user
-from nsupervisor.service.platform.images import resolve_images
+from nsupervisor.service.platform.images import ResolveImages, resolve_images
 from nsupervisor.service.platform.isolation import Isolate, Isolation, isolate
 from nsupervisor.service.platform.roots import find_in_root
 from nsupervisor.service.preflight.capacity import descriptor_shortage
@@ -90,23 +90,45 @@ def check_text(
     privileges: Callable[[], Privileges] = own_privileges,
     isolate: Isolate = isolate,
     find: Find = find_included,
-    resolve: Callable[[Config], tuple[Config, dict[str, str]]] = resolve_images,
+    resolve: ResolveImages = resolve_images,
+    loads: bool = False,
 ) -> CheckedText:
     """Parse a configuration, and check its sound parts against the host, if there is one: everything at once.
 
     Problems and warnings are in the order of the lines. Raises ConfigError if no part of the text is usable. For
     `runs_here` see `unmet_requirements`; `privileges` returns those of the service, `isolate` the isolation in force,
     `find` the files that the text includes, `resolve` the configuration with its images (`platform.images`).
+
+    `loads`: images that are missing are loaded, and the configuration is checked again with them. That may take
+    minutes and much space on the disk, so nothing is loaded for a configuration that has a problem anyway.
     """
-    config, problems, positions = parse_sound_parts(text, path, find)
-    config, without_image = resolve(config)
+    parsed = parse_sound_parts(text, path, find)
+    isolation = None if host is None else isolate(parsed.config.supervisor, host)
+
+    def check(resolved: tuple[Config, dict[str, str]]) -> CheckedText:
+        return _check_parsed(parsed, *resolved, isolation, privileges, runs_here)
+
+    checked = check(resolve(parsed.config))
+    if loads and not checked.problems and any(reason == IMAGE_REASON for _, reason in checked.warnings):
+        return check(resolve(parsed.config, loads=True))
+    return checked
+
+
+def _check_parsed(
+    parsed: Parsed,
+    config: Config,
+    without_image: Mapping[str, str],
+    isolation: Isolation | None,
+    privileges: Callable[[], Privileges],
+    runs_here: bool,
+) -> CheckedText:
+    """Check a configuration whose images are resolved. `without_image`: why workloads have none, by name."""
+    problems, positions = [*parsed.problems], parsed.positions
     warnings: list[tuple[Problem, str]] = [
         (positions.problem(("workload", name, "root", "image"), reason), IMAGE_REASON)
         for name, reason in without_image.items()
     ]
-    isolation = None
-    if host is not None:
-        isolation = isolate(config.supervisor, host)
+    if isolation is not None:
         tolerated = AUTO_REASON if isolation.mode == "auto" else ""
         config, requests = without_namespaces(config, positions, isolation.missing)
         if CGROUPS in isolation.missing:

@@ -555,7 +555,8 @@ def _load(
         privileges=kernel.privileges,
         isolate=kernel.isolate,
         find=find,
-        resolve=partial(kernel.resolve_images, loads=loads),
+        resolve=kernel.resolve_images,
+        loads=loads,
     )
     if problems:
         raise ConfigError(problems)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nsupervisor.cgroups import Host
+from nsupervisor.config.model import Config
 from nsupervisor.service.preflight.requirements import CheckedText, check_text, record_fields
 from nsupervisor.service.preflight.security import PROFILE_REASON
 from tests.simulation import seam
@@ -125,3 +126,20 @@ def test_a_record_names_the_owner_of_a_problem() -> None:
 
 def test_without_a_host_the_text_alone_is_checked() -> None:
     assert check_text(WEB + "resources = { io_weight = 5 }", "site.toml", None)[1:3] == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("more", "loaded"), [("", True), ("resources.pids_max = -1\n", False), ('user = "none-such"\n', False)]
+)
+def test_no_image_is_loaded_for_a_configuration_that_is_refused_anyway(more: str, loaded: bool) -> None:
+    calls: list[bool] = []
+
+    def resolve(config: Config, loads: bool = False) -> tuple[Config, dict[str, str]]:
+        calls.append(loads)
+        return config, {} if loads else {"image": "it is not loaded"}
+
+    text = f'{WEB}{more}\n[workload.image]\nroot.image = "oci:/srv/image"\n'
+    checked = check_text(text, "f", host(), privileges=lambda: ROOT_PRIVILEGES, resolve=resolve, loads=True)
+    assert (calls, bool(checked.problems)) == ([False, True] if loaded else [False], not loaded)
+    assert check_text(text, "f", host(), privileges=lambda: ROOT_PRIVILEGES, resolve=resolve).warnings
+    assert calls[-1] is False, "only a start and a reload load images"
