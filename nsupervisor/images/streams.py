@@ -16,6 +16,10 @@ from nsupervisor.images.errors import ImageError
 from nsupervisor.images.limits import MAX_RATIO, RATIO_FROM_BYTES
 
 CHUNK = 256 << 10
+_GZIP_CHUNK = 16 << 10
+"""How much compressed data is read at once. zlib copies what is left of it at each call and for each member."""
+MAX_EMPTY_MEMBERS = 10_000
+"""How many members of gzip data may be empty: each takes time, and none of the limits on sizes counts it."""
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _MAX_ZSTD_WINDOW = 128 << 20
 
@@ -83,6 +87,7 @@ class Decompressed:
         if self._buffer.startswith(GZIP_MAGIC):
             self._input, self._buffer = self._buffer, b""
             self._gzip: Any = zlib.decompressobj(31)
+            self._is_member_empty, self._empty_members = True, 0
             self._more = self._read_gzip
         elif self._buffer == ZSTD_MAGIC:
             self._zstd = _open_zstd(_Rejoined(self._buffer, reader))
@@ -106,12 +111,15 @@ class Decompressed:
     def _read_gzip(self, size: int) -> bytes:
         while True:
             if self._gzip.eof:
-                self._input = (self._gzip.unused_data or self._input) or self._reader.read(CHUNK)
+                self._input = (self._gzip.unused_data or self._input) or self._reader.read(_GZIP_CHUNK)
                 if not self._input:
                     return b""
-                self._gzip = zlib.decompressobj(31)
+                self._empty_members += self._is_member_empty
+                if self._empty_members > MAX_EMPTY_MEMBERS:
+                    raise ImageError(f"a layer has more than {MAX_EMPTY_MEMBERS} empty gzip members; compress it again")
+                self._gzip, self._is_member_empty = zlib.decompressobj(31), True
             elif not self._input:
-                self._input = self._reader.read(CHUNK)
+                self._input = self._reader.read(_GZIP_CHUNK)
                 if not self._input:
                     raise ImageError("the compressed data ends too early")
             try:
@@ -120,6 +128,7 @@ class Decompressed:
                 raise ImageError("the compressed data is damaged") from None
             self._input = b"" if self._gzip.eof else self._gzip.unconsumed_tail
             if data:
+                self._is_member_empty = False
                 return data
 
     def _read_zstd(self, size: int) -> bytes:
