@@ -187,7 +187,10 @@ def masquerade_deletions(rules: str, chain: str) -> list[list[str]]:
 
     deletions = []
     for line in rules.splitlines():
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError:  # a rule of others, whose comment has quotes of its own
+            continue
         if words[:1] == ["-A"] and words[-2:] == ["-j", chain]:
             deletions.append(["-D", *words[1:]])
     if f"-N {chain}" in rules.splitlines():

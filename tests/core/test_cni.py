@@ -90,3 +90,5 @@ def test_rules_that_plugins_leave() -> None:
     assert first == ["-D", "POSTROUTING", "-s", "10.88.7.2/32", "-m", "comment", "--comment", comment, "-j", chain]
     assert rest == [["-F", chain], ["-X", chain]]
     assert cni.masquerade_deletions(other, chain) == []
+    unbalanced = '-A INPUT -m comment --comment "a quote'
+    assert cni.masquerade_deletions(f"{unbalanced}\n{rules}", chain) == [first, *rest]

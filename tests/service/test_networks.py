@@ -224,6 +224,7 @@ async def test_a_plugin_of_a_killed_service_is_waited_for(world: World, monkeypa
         ("#!/bin/sh\nyes\n", "wrote more than 1 MiB and was killed"),
         ("#!/bin/sh\necho no JSON\n", "plugin one: its answer is not JSON"),
         ("#!/bin/sh\nsleep 1000 & echo $! >%s; wait\n", "took more than 0.5 s and was killed"),
+        ("#!/bin/sh\nsleep 1000 & echo $! >%s\n", "took more than 0.5 s and was killed"),  # its child has its output
         ("no program", "cannot execute"),
     ],
 )

@@ -98,14 +98,19 @@ async def _run(
         except OSError as error:
             raise NetworkError(f"cannot execute {command[0]}: {error.strerror}") from None
         child.started(process)
+        is_reaped = False
         try:
             with trio.fail_after(PLUGIN_TIMEOUT_S):
-                return await _communicate(process, data, command[0])
+                outputs = await _communicate(process, data, command[0])
+                status = await process.wait()
+                is_reaped = True
+                return status, *outputs
         except trio.TooSlowError:
             raise NetworkError(f"{command[0]} took more than {PLUGIN_TIMEOUT_S:g} s and was killed") from None
         finally:
-            if process.returncode is None:
-                # It is not reaped, so the number is that of its session, with what it has started.
+            if not is_reaped:
+                # Its number is that of its session, with what it has started, until it is reaped. It may have ended:
+                # so `returncode`, which would reap it, is not read before.
                 os.killpg(process.pid, signal.SIGKILL)
                 with trio.CancelScope(shield=True):
                     await process.wait()
@@ -114,7 +119,8 @@ async def _run(
                     await trio.aclose_forcefully(pipe)
 
 
-async def _communicate(process: trio.Process, data: bytes, name: str) -> tuple[int, bytes, bytes]:
+async def _communicate(process: trio.Process, data: bytes, name: str) -> tuple[bytes, bytes]:
+    """Write the input of a program, and return what it wrote to both outputs. Does not reap it."""
     outputs = {"stdout": b"", "stderr": b""}
     has_flooded = False
 
@@ -141,4 +147,4 @@ async def _communicate(process: trio.Process, data: bytes, name: str) -> tuple[i
         nursery.start_soon(read, "stderr")
     if has_flooded:
         raise NetworkError(f"{name} wrote more than {MAX_OUTPUT_BYTES >> 20} MiB and was killed")
-    return await process.wait(), outputs["stdout"], outputs["stderr"]
+    return outputs["stdout"], outputs["stderr"]
