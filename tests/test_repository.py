@@ -105,8 +105,7 @@ STANDARD_JSON = {
     "service/state/checkpoint.py": "digests of bytes that earlier versions wrote",
     "service/state/digest.py": "digests of bytes that earlier versions wrote",
     "service/state/file.py": "reads state files, and writes the lines that orjson refuses",
-    "service/state/dynamic_users.py": "a state file, indented for people",
-    "service/state/uid_ranges.py": "a state file, indented for people",
+    "service/state/assigned_ids.py": "state files, indented for people",
 }
 
 

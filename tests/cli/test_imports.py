@@ -132,6 +132,7 @@ OURS = {
         "service.platform.images",
         "service.platform.isolation",
         "service.platform.roots",
+        "service.state.assigned_ids",
         "service.state.dynamic_users",
         "service.state.uid_ranges",
     ),

@@ -8,20 +8,18 @@ number since, the instance gets another one when the service starts the next tim
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 import attrs
 
-from nsupervisor.linux.trusted_paths import TrustedDirectory
+from nsupervisor.service.state.assigned_ids import AssignedIds
 from nsupervisor.service.state.uid_ranges import is_known_id
 
 DYNAMIC_USERS = range(61_184, 65_520)
 """The ids of dynamic users, for users and groups: those of systemd."""
-_FILE, _LOCK = "dynamic-users.json", "dynamic-users.lock"
 _INSTEAD = "set supervisor.state_directory to another place, or write a user"
 
 
@@ -42,7 +40,7 @@ def pick_number(name: str, is_free: Callable[[int], bool]) -> int:
             return number
     raise DynamicUserError(
         f"no id from {DYNAMIC_USERS[0]} to {DYNAMIC_USERS[-1]} is free; remove those of former workloads "
-        f"from {_FILE} in the state directory, or write a user"
+        f"from dynamic-users.json in the state directory, or write a user"
     )
 
 
@@ -60,44 +58,21 @@ class DynamicUsers:
         """Return the number of an instance's user and group, and remember it. Raises DynamicUserError."""
         name = f"{self.service}/{instance}"
         if name not in self._numbers:
-            try:
-                self._numbers[name] = self._look_up(name)
-            except OSError as error:
-                raise DynamicUserError(
-                    f"cannot remember dynamic users in {self.directory}: {error.strerror}; {_INSTEAD}"
-                ) from None
+            ids = AssignedIds(
+                self.directory, "dynamic-users", "users", "dynamic users", _INSTEAD, DynamicUserError, _is_dynamic
+            )
+            # Its own processes may run with a number that it has, but a user of the host may have got it since.
+            self._numbers[name] = ids.assign(name, lambda number: not is_known_id(number), partial(_pick_unused, name))
         return self._numbers[name]
 
-    def _look_up(self, name: str) -> int:
-        with TrustedDirectory(self.directory, _INSTEAD, mode=0o755) as directory:
-            lock = directory.open(_LOCK, os.O_RDWR, mode=0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # held for the time of one read and write
-                known = _read(directory)
-                # Its own processes may run with a number that it has, but a user of the host may have got it since.
-                if name not in known or is_known_id(known[name]):
-                    used = {*known.values(), *ids_of_processes()}
-                    known[name] = pick_number(name, lambda number: number not in used and not is_known_id(number))
-                    directory.replace(_FILE, json.dumps({"users": known}, indent=1, sort_keys=True).encode())
-                return known[name]
-            finally:
-                os.close(lock)
+
+def _is_dynamic(value: object) -> bool:
+    return type(value) is int and value in DYNAMIC_USERS
 
 
-def _read(directory: TrustedDirectory) -> dict[str, int]:
-    try:
-        with os.fdopen(directory.open(_FILE, os.O_RDONLY), "rb") as file:
-            users = json.load(file)["users"]
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        users = None
-    if not isinstance(users, dict) or not all(
-        type(value) is int and value in DYNAMIC_USERS for value in users.values()
-    ):
-        # Other numbers would be taken in its place, and two programs might have one.
-        raise DynamicUserError(f"{_FILE} in the state directory is damaged; restore it, or remove it to assign new ids")
-    return users
+def _pick_unused(name: str, others: Collection[int]) -> int:
+    used = {*others, *ids_of_processes()}
+    return pick_number(name, lambda number: number not in used and not is_known_id(number))
 
 
 def ids_of_processes() -> frozenset[int]:

@@ -8,17 +8,15 @@ state directory share the list.
 
 from __future__ import annotations
 
-import fcntl
 import grp
 import hashlib
-import json
 import os
 import pwd
 from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
-from nsupervisor.linux.trusted_paths import TrustedDirectory
+from nsupervisor.service.state.assigned_ids import AssignedIds
 
 UID_RANGES = range(524_288, 1_879_048_192)
 """The ids for user namespaces without mappings: those of systemd-nspawn --private-users=pick (its doc/UIDS-GIDS.md)."""
@@ -27,7 +25,6 @@ SIZE = 65_536
 FIRST, LAST = UID_RANGES[0], UID_RANGES[-1]
 STATE_DIRECTORY = "/var/lib/nsupervisor"
 """The default of `supervisor.state_directory` for root."""
-_FILE, _LOCK = "uid-ranges.json", "uid-ranges.lock"
 _ATTEMPTS = 10_000
 _INSTEAD = "set supervisor.state_directory to another place, or write user_namespace.uid_mappings and gid_mappings"
 
@@ -72,48 +69,17 @@ class UidRanges:
         """Return the mapping of an instance, the same for users and groups, and remember it. Raises UidRangeError."""
         name = f"{self.service}/{instance}"
         if name not in self._ranges:
-            try:
-                self._ranges[name] = self._look_up(name)
-            except OSError as error:
-                raise UidRangeError(
-                    f"cannot remember the range of user ids in {self.directory}: {error.strerror}; {_INSTEAD}"
-                ) from None
+            ids = AssignedIds(
+                self.directory, "uid-ranges", "ranges", "the range of user ids", _INSTEAD, UidRangeError, _is_first_id
+            )
+            self._ranges[name] = ids.assign(
+                name, lambda first: True, lambda others: pick_range(name, _free_range_check(others))
+            )
         return [[0, self._ranges[name], SIZE]]
-
-    def _look_up(self, name: str) -> int:
-        with TrustedDirectory(self.directory, _INSTEAD, mode=0o755) as directory:
-            lock = directory.open(_LOCK, os.O_RDWR, mode=0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # held for the time of one read and write
-                known = _read_ranges(directory)
-                if name not in known:
-                    known[name] = pick_range(name, _free_range_check(known.values()))
-                    _write_ranges(directory, known)
-                return known[name]
-            finally:
-                os.close(lock)
-
-
-def _read_ranges(directory: TrustedDirectory) -> dict[str, int]:
-    try:
-        with os.fdopen(directory.open(_FILE, os.O_RDONLY), "rb") as file:
-            ranges = json.load(file)["ranges"]
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        ranges = None
-    if not isinstance(ranges, dict) or not all(map(_is_first_id, ranges.values())):
-        # Other ranges would be taken in its place, and files of programs would belong to others.
-        raise UidRangeError(f"{_FILE} in the state directory is damaged; restore it, or remove it to assign new ranges")
-    return ranges
 
 
 def _is_first_id(value: object) -> bool:
     return type(value) is int and FIRST <= value <= LAST and value % SIZE == 0
-
-
-def _write_ranges(directory: TrustedDirectory, ranges: dict[str, int]) -> None:
-    directory.replace(_FILE, json.dumps({"ranges": ranges}, indent=1, sort_keys=True).encode())
 
 
 def _free_range_check(others: Iterable[int]) -> Callable[[int], bool]:
