@@ -292,6 +292,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 type=_value_schema("string", "stream, datagram or sequential_packet."),
                 address=_value_schema("string", "The address, as in the configuration."),
                 is_open=_value_schema("boolean", "Whether the service listens on it."),
+                is_watched=_value_schema("boolean", "Whether the next connection, or datagram, starts the workload."),
                 problem=_value_schema("string", "Why not, in words; or empty."),
             ),
         ),

@@ -89,6 +89,7 @@ ADDRESS = Scalar(_address, {"type": "string", "pattern": kinds.whole_text_patter
 _FD_NAME = matching(
     r"[!-9;-~]{1,255}", "is not a name of at most 255 printable characters without blanks and colons; write another one"
 )
+_BURST = kinds.integer(1, 10000, 20)
 _BACKLOG = kinds.integer(1, 65535, 4096)
 _OWNER = matching(
     "[A-Za-z_][A-Za-z0-9_.-]{0,255}|[0-9]{1,10}", "is not a name or a number; write one that the host knows"
@@ -142,6 +143,14 @@ class SocketConfig(Table):
     )
     free_bind: bool = field(
         default=False, metadata=key(kinds.BOOLEAN, "the host need not have the IP address yet, ip(7) IP_FREEBIND")
+    )
+    trigger_limit_interval_sec: float = field(
+        default=2.0,
+        metadata=key(kinds.duration(), "the time in which trigger_limit_burst counts; 0: no limit", live=True),
+    )
+    trigger_limit_burst: int = field(
+        default=20,
+        metadata=key(_BURST, "after how many starts by its traffic in that time it starts nothing more", live=True),
     )
 
     @property

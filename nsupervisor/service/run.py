@@ -52,6 +52,7 @@ from nsupervisor.logs import Journal, OwnStreams, Tails, open_journal, open_own_
 from nsupervisor.logs.tails import TAILS_DIRECTORY
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
+from nsupervisor.service.activation import Activation
 from nsupervisor.service.admission import Admission, serve_workloads
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.control import Supervisor
@@ -597,10 +598,12 @@ async def _supervise(
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 relations = Relations(jobs)
                 context.listeners.add(relations)
+                activation = Activation(jobs, context, nursery)
                 timers = OptionalTimers(jobs, context, nursery, config.supervisor.name)
 
                 def configure(config: Config) -> None:
                     context.sockets.configure(config)
+                    activation.configure(config)
                     timers.configure(config)
 
                 exposition = Exposition(journal, context.measures, keeper.pid, errors, timers.metrics)
@@ -624,6 +627,7 @@ async def _supervise(
                     journal.log.warning("taken over", message=text, workloads=alive_count)
                 begin_first_jobs(jobs, saved, nursery)
                 relations.resume()
+                activation.begin(config)
                 timers.begin(config, saved.timers)
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)

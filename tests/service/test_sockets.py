@@ -28,7 +28,7 @@ async def test_a_program_gets_the_same_socket_at_each_start(service: Client) -> 
     await service.until_true(lambda: "execed web#2" in service.course())
     assert service.program("web").listeners == [listener(service.machine)]
     assert service.status("web")["sockets"] == [
-        {"type": "stream", "address": ADDRESS, "is_open": True, "problem": ""},
+        {"type": "stream", "address": ADDRESS, "is_open": True, "is_watched": False, "problem": ""},
     ]
 
 
@@ -72,6 +72,7 @@ def test_a_socket_outlives_the_supervisor() -> None:
 def test_a_socket_outlives_the_supervisor_while_its_program_does_not_run() -> None:
     """The keeper has no child then, and stays for the socket alone."""
     site, found = begin(workload("web", SOCKET, 'restart = "no"'))
+    assert found.accept() == 1
     (program,) = (process for process in site.machine.living() if process.is_leader)
     program.end(0)
     site.machine.advance(1.0)

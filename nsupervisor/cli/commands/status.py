@@ -282,7 +282,9 @@ def _format_probe(state: dict[str, Any]) -> str:
 def _format_socket(socket: dict[str, Any]) -> str:
     """Return the address of a socket of the service: "127.0.0.1:80 (stream)", or why it is not open."""
     shown = f"{socket['address']} ({socket['type'].replace('_', ' ')})"
-    return shown if socket["is_open"] else f"{shown}: not open: {socket['problem'] or 'it is opened at the next start'}"
+    if socket["is_open"]:
+        return f"{shown}: {socket['problem']}" if socket["problem"] else shown
+    return f"{shown}: not open: {socket['problem'] or 'it is opened at the next start'}"
 
 
 def output_rows(lines: Sequence[LogLine], now: datetime, colour: bool, width: int) -> list[str]:

@@ -561,6 +561,7 @@ class Actor:
             probes=self.probe_results,
             error_text=self.log.error_text(self.lifecycle.generation),
             sockets=self.context.sockets.status(self.workload),
+            awaited_traffic=self.context.sockets.awaited_traffic(self.workload),
             blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
         )
         return status.to_json(self.observer.read, trio.current_time())

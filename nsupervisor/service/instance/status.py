@@ -49,6 +49,8 @@ class InstanceStatus:
     probes: Mapping[ProbeKind, LatestResult]
     sockets: list[dict[str, Any]]
     """The sockets that the service listens on for it, as `Sockets.status` returns them."""
+    awaited_traffic: str
+    """The traffic that starts it: "a connection" or "a datagram"; "": none does."""
     blockage: Blockage | None
     """The output that has waited longest to be written; None if none is blocked."""
 
@@ -89,6 +91,9 @@ class InstanceStatus:
 
     def _reason(self, now: float) -> str:
         lifecycle = self.lifecycle
+        if self.awaited_traffic:
+            text = f"waits for {self.awaited_traffic}"
+            return f"{lifecycle.reason}; {text}" if lifecycle.reason else text
         if lifecycle.complete_at is None or lifecycle.state not in (State.RUNNING, State.READY):
             return lifecycle.reason
         left_s = max(lifecycle.complete_at - now, 0.0)

@@ -47,6 +47,10 @@ class Sockets:
     """The descriptors, by key; those of a configuration that is about to be in force, too."""
     _problems: dict[str, str] = attrs.field(init=False, factory=dict)
     """Why sockets are not open, by key."""
+    _watched: set[str] = attrs.field(init=False, factory=set)
+    """The keys of those whose traffic starts a workload."""
+    _limits: dict[str, str] = attrs.field(init=False, factory=dict)
+    """Why the traffic of sockets starts nothing any more, by key."""
     _lock: trio.Lock = attrs.field(init=False, factory=trio.Lock)
 
     # ---- queries
@@ -59,12 +63,38 @@ class Sockets:
                 "type": config.type,
                 "address": config.text,
                 "is_open": key in self._open,
-                "problem": self._problems.get(key, ""),
+                "is_watched": key in self._watched,
+                "problem": self._problems.get(key) or self._limits.get(key, ""),
             }
             for key, config in keys
         ]
 
+    def awaited_traffic(self, workload: WorkloadConfig) -> str:
+        """Return what starts an instance, in words: "a connection" or "a datagram"; "": no traffic does."""
+        watched = [config for config in workload.sockets if socket_key(workload.name, config) in self._watched]
+        if not watched:
+            return ""
+        return "a datagram" if all(config.type == "datagram" for config in watched) else "a connection"
+
+    def duplicate(self, key: str) -> int:
+        """Return a duplicate of a socket, which the caller closes; -1 if it is not open."""
+        return self.kernel.listeners.duplicate(self._open[key]) if key in self._open else -1
+
     # ---- changes
+
+    def set_watched(self, key: str, is_watched: bool, limit: str = "") -> None:
+        """Note whether traffic on a socket starts its workload (`nsupervisor.service.activation`).
+
+        `limit`: why it does not any more until a request starts the workload.
+        """
+        if limit:
+            self._limits[key] = limit
+        else:
+            self._limits.pop(key, None)
+        if is_watched:
+            self._watched.add(key)
+        else:
+            self._watched.discard(key)
 
     async def begin(self, config: Config, find_pids: Callable[[str], Iterable[int]]) -> None:
         """Open all sockets: those that the keeper holds, those that programs have, and new ones for all others.
@@ -136,6 +166,7 @@ class Sockets:
         shared = {fd_key.partition(" ")[2] for fd_key in self._wanted}
         for key in removed:
             self.kernel.listeners.close(self._open.pop(key))
+            self.set_watched(key, False)
             if key in before and before[key].config.remove_on_stop and key.partition(" ")[2] not in shared:
                 self._remove(before[key])
         for key in self._problems.keys() - self._wanted.keys():
