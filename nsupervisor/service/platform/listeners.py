@@ -167,10 +167,14 @@ class LinuxListeners:
                     with suppress(OSError):
                         if not os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:"):
                             continue
-                        fd = syscalls.pidfd_getfd(pidfd, number)
-                        if _is_socket_of(fd, config):
+                        fd, is_found = syscalls.pidfd_getfd(pidfd, number), False
+                        try:
+                            is_found = _is_socket_of(fd, config)
+                        finally:
+                            if not is_found:
+                                os.close(fd)
+                        if is_found:
                             return fd
-                        os.close(fd)
             finally:
                 os.close(pidfd)
         return -1
@@ -252,19 +256,39 @@ def _owner(config: SocketConfig) -> tuple[int, int]:
 
 
 def _is_socket_of(fd: int, config: SocketConfig) -> bool:
-    """Return whether a descriptor is the listening socket of a configuration, in this network namespace."""
-    address = config.address
-    with socket.socket(fileno=os.dup(fd)) as found, socket.socket(found.family, found.type) as own:
-        is_listening = bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-        if found.type != _TYPES[config.type] or is_listening != (config.type != "datagram"):
+    """Return whether a socket of any kind is the one of a configuration, and reached from this service's namespaces.
+
+    A program may have made it: in its own network namespace an abstract name or a port is another one, and so is a path
+    below its own root. Raises OSError.
+    """
+    address, type_ = config.address, _TYPES[config.type]
+    family = socket.AF_UNIX if address.is_unix else socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
+    # With family and type given, Python asks for neither: that fails for sockets that have no address.
+    with socket.socket(family, type_, 0, os.dup(fd)) as found, socket.socket(family, type_) as own:
+        options = (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_ACCEPTCONN)
+        kind = [found.getsockopt(socket.SOL_SOCKET, option) for option in options]
+        if kind != [family, type_, config.type != "datagram"]:
             return False
         name = found.getsockname()
+        if address.is_unix and not address.is_abstract:
+            return bool(name == address.path) and _has_file(found, address.path)
         if address.is_unix:
-            wanted = f"\0{address.path[1:]}".encode() if address.is_abstract else address.path
-            return found.family == socket.AF_UNIX and name == wanted
-        family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
-        if found.family != family or name[1] != address.port:
-            return False
+            is_same = name == f"\0{address.path[1:]}".encode()
+        else:
+            packed = [socket.inet_pton(family, host.partition("%")[0]) for host in (name[0], address.host)]
+            is_same = name[1] == address.port and packed[0] == packed[1]
         cookies = [one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8) for one in (found, own)]
-        packed = [socket.inet_pton(family, host.partition("%")[0]) for host in (name[0], address.host)]
-        return cookies[0] == cookies[1] and packed[0] == packed[1]
+        return bool(is_same) and cookies[0] == cookies[1]
+
+
+def _has_file(bound: socket.socket, path: str) -> bool:
+    """Return whether the file of a Unix socket is at a path as this process sees it. Raises OSError if none is."""
+    there = os.lstat(path)
+    try:
+        file_fd = fcntl.ioctl(bound, SIOCUNIXFILE)
+    except PermissionError:  # without CAP_NET_ADMIN, all workloads have the user of the service
+        return True
+    try:
+        return os.path.samestat(os.fstat(file_fd), there)
+    finally:
+        os.close(file_fd)
