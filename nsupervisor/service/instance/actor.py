@@ -277,7 +277,8 @@ class Actor:
             with self.contain_errors(f"cannot handle {type(message).__name__}"):
                 await self._handle(message)
             self._stop_between_generations()
-        self.mailbox.close()
+        for fd in self.mailbox.close():
+            self.program.close(fd)
         if self._daemon_search is not None:
             self._daemon_search.update(None, self._find_daemon)
         self.observer.unwatch()

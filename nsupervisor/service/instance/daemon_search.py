@@ -11,6 +11,8 @@ from nsupervisor.service.platform.pid_file import PidFileError
 FIRST_DELAY_S = 0.005
 """Seconds after which the file is read again at first; the delay doubles up to `MAX_DELAY_S`."""
 MAX_DELAY_S = 0.2
+DUTY_FACTOR = 9.0
+"""How much longer than a search took to wait before the next: a workload with many processes makes each one long."""
 
 
 @attrs.define(eq=False)
@@ -46,6 +48,7 @@ class DaemonSearch:
         delay, reported = FIRST_DELAY_S, ""
         with scope:
             while True:
+                begun = trio.current_time()
                 try:
                     self.on_found(generation, find())
                 except FileNotFoundError:
@@ -54,5 +57,5 @@ class DaemonSearch:
                     if str(error) != reported:
                         reported = str(error)
                         self.on_problem(reported)
-                await trio.sleep(delay)
+                await trio.sleep(max(delay, DUTY_FACTOR * (trio.current_time() - begun)))
                 delay = min(2 * delay, MAX_DELAY_S)

@@ -137,12 +137,19 @@ class Mailbox:
                 await self._reader.park()
         return self._messages.popleft() if self._messages else events.Timeout()
 
-    def close(self) -> None:
-        """Close the mailbox, and release all callers that wait for an answer."""
+    def close(self) -> list[int]:
+        """Close the mailbox, and release all callers that wait for an answer.
+
+        Returns the descriptors of the barriers in it: the caller closes them.
+        """
         self.closed.set()
+        barriers: list[int] = []
         while self._messages:
             message = self._messages.popleft()
             if isinstance(message, Call):
                 message.handled.set()
             elif isinstance(message, Task):
                 message.refuse()
+            elif isinstance(message, Barrier):
+                barriers.append(message.fd)
+        return barriers

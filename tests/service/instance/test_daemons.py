@@ -1,8 +1,12 @@
 """Programs that become daemons (`type = "forking"`), and workloads that outlive their program (`exit_type`)."""
 
+from types import SimpleNamespace
+
 import pytest
 import trio
+import trio.testing
 
+from nsupervisor.service.instance.daemon_search import DaemonSearch
 from tests.service.simulated import Client, make_site, serve, simulated, workload
 
 FORKING = ('type = "forking"', 'pid_file = "/run/web.pid"', 'restart = "always"', "restart_sec = 1")
@@ -134,3 +138,21 @@ def test_processes_that_outlive_the_program_outlive_supervisor_and_keeper(keeper
 
     assert serve(site, starts, stop=False) is None
     assert serve(site, goes_on) == 0
+
+
+async def test_a_search_that_takes_long_leaves_the_event_loop_to_others(autojump_clock: trio.testing.MockClock) -> None:
+    """A search reads a file of each process of the workload, which may have thousands."""
+    searches: list[float] = []
+
+    def find() -> int:
+        searches.append(trio.current_time())
+        autojump_clock.jump(1.0)
+        if len(searches) == 3:
+            nursery.cancel_scope.cancel()
+        raise FileNotFoundError
+
+    async with trio.open_nursery() as nursery:
+        search = DaemonSearch(SimpleNamespace(nursery=nursery), lambda generation, pid: None, lambda problem: None)
+        search.update(1, find)
+    first, second, third = searches
+    assert (second - first, third - second) == pytest.approx((10, 10))

@@ -4,7 +4,7 @@ import trio
 from trio.testing import MockClock
 
 from nsupervisor.core import events
-from nsupervisor.service.instance.mailbox import Mailbox
+from nsupervisor.service.instance.mailbox import Barrier, Mailbox
 
 
 async def test_without_a_message_the_deadline_comes(autojump_clock: MockClock) -> None:
@@ -45,3 +45,10 @@ async def test_a_caller_is_released_by_the_close_of_a_mailbox_that_did_not_read_
             nursery.start_soon(mailbox.ask, events.Stop("operator"))
             await trio.testing.wait_all_tasks_blocked()
             mailbox.close()
+
+
+def test_the_descriptors_of_barriers_that_nothing_handles_are_returned() -> None:
+    mailbox = Mailbox()
+    for message in (Barrier(7), events.Emptied(1), Barrier(8)):
+        mailbox.post(message)
+    assert mailbox.close() == [7, 8]
