@@ -92,15 +92,28 @@ class Runner:
 
     def services(self) -> Result:
         """Run the tests of this host that start services, but for those that boot virtual machines."""
-        return self._run("services", self.pytest("host", "--half=services", "--boots=none", *self._strict("host")))
+        return self._on_host("services", "--half=services", "--boots=none")
 
     def code(self) -> Result:
         """Run the other tests of this host."""
-        return self._run("code", self.pytest("host", "--half=code", "--boots=none", *NO_CACHE, *self._strict("host")))
+        return self._on_host("code", "--half=code", "--boots=none", *NO_CACHE)
 
     def boots(self) -> Result:
         """Run the tests of this host that boot virtual machines."""
-        return self._run("boots", self.pytest("host", "--boots=only", *NO_CACHE, *self._strict("host")))
+        return self._on_host("boots", "--boots=only", *NO_CACHE)
+
+    def _on_host(self, tier: str, *more: str) -> Result:
+        """Run tests of this host, with temporary files in a directory of their own.
+
+        By default pytest takes the permissions of other users from a directory that all runs share, whenever one
+        begins. The tests give them these, as programs of other users need them.
+        """
+        place = tempfile.mkdtemp(prefix="nst.")  # short, as paths of sockets are limited
+        try:
+            os.chmod(place, 0o755)
+            return self._run(tier, self.pytest("host", f"--basetemp={place}/t", *more, *self._strict("host")))
+        finally:
+            subprocess.run(["rm", "-rf", place])  # also directories too deep for shutil.rmtree
 
     def guest(self) -> Result:
         """Run the tier of the virtual machine in one boot; boot nothing if no test is selected for it."""
