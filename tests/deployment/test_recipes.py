@@ -57,7 +57,11 @@ CLIENT = """
 import sys, tasks
 print("begun", flush=True)
 for line in sys.stdin:
-    print(tasks.add.delay(int(line), 1).get(timeout=60), flush=True)
+    try:
+        answer = tasks.add.delay(int(line), 1).get(timeout=20)
+    except Exception as error:  # while redis is killed, too
+        answer = repr(error)
+    print(answer, flush=True)
 """
 SERVER = """
 const server = require("http").createServer((request, response) => response.end("ok"));
@@ -232,7 +236,8 @@ class Tasks:
         assert self.process.stdout is not None
         self.process.stdin.write("41\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline() == "42\n"
+        answer = self.process.stdout.readline()
+        assert answer == "42\n", answer
 
     def close(self) -> None:
         self.process.kill()
