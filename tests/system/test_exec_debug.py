@@ -41,6 +41,7 @@ def pids_in(it_cgroup: str) -> list[str]:
 async def test_a_command_is_what_the_program_was(tmp_path: Path, keys: list[str]) -> None:
     script = f"{FACTS}; cut -d' ' -f 5- /proc/self/mountinfo | sed 's/ - .*//' | sort; echo end; exit 3"
     toml = "\n".join(["[workload.web]", f"command = {json.dumps(['sh', '-c', script])}", 'restart = "no"', *keys])
+    open_directories(tmp_path / "run")  # what a program cannot reach is covered only when the service looks at it again
     async with service(tmp_path, toml) as it:
         await failed(it)
         await it.record(event="output", message="end")  # output may come after the state
