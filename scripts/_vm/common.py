@@ -46,6 +46,15 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Return whether a process that has not been waited for has ended.
+
+    Not by `poll`: a signal handler that raises an exception at the wrong moment leaves its lock locked, and the next
+    `wait` waits forever.
+    """
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def die_with_parent(signum: signal.Signals) -> Callable[[], None]:
     """Return a preexec_fn: the child gets `signum` when this process has ended, even by SIGKILL.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import systemd
 from .clock import counter_khz
-from .common import CACHE, MachineError, die_with_parent
+from .common import CACHE, MachineError, die_with_parent, has_ended
 from .cpio import Entry, archive
 from .prepare import virtiofsd
 
@@ -180,7 +180,7 @@ class Machine:
         self._start(["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(steps)], "files.log")
         end = time.monotonic() + 10
         while not endpoint.exists():
-            if self.processes[0].poll() is not None or time.monotonic() > end:
+            if has_ended(self.processes[0]) or time.monotonic() > end:
                 raise MachineError("the daemon that serves files did not start\n" + self.logs())
             time.sleep(0.005)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO
 
-from .common import CACHE, FAILED, TIMED_OUT, say
+from .common import CACHE, FAILED, TIMED_OUT, has_ended, say
 from .machine import Machine, Options
 from .prepare import prepare
 
@@ -61,7 +61,7 @@ class Session:
         if late:
             say(f"the guest did not come up within {self.options.boot_limit:g} s\n{self.machine.logs()}")
             return FAILED
-        if self.machine.qemu.poll() is not None or self.control not in self.open:
+        if has_ended(self.machine.qemu) or self.control not in self.open:
             say(f"the machine ended without an exit status\n{self.machine.logs()}")
             return FAILED
         return None
