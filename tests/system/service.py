@@ -151,3 +151,11 @@ async def service(
                 process.kill()
     it.valid()
     assert status == -signal.SIGKILL or it.records[-1]["event"] == "supervisor stopped"
+
+
+async def output_to_end(directory: Path, toml: str) -> str:
+    """Run the service with a workload `w` to the end of its program; return the output, a line for each record."""
+    async with service(directory, toml) as it:
+        await it.record(event="exited", workload="w")
+        await it.record(event="state", workload="w", to="exited")
+        return "\n".join(record["message"] for record in it.records if record["event"] == "output")

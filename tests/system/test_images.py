@@ -11,7 +11,7 @@ import trio
 from tests.images.archives import Entry, directory, file, make_tar, write_docker_archive, write_layout
 from tests.needs import needs
 from tests.roots import make_root, open_directories
-from tests.system.service import NSUPERVISOR, service
+from tests.system.service import NSUPERVISOR, output_to_end, service
 
 pytestmark = needs("root", "cgroup")
 
@@ -55,18 +55,10 @@ def configuration(tmp_path: Path, reference: str, keys: str = "", root_keys: str
         """
 
 
-async def run(tmp_path: Path, toml: str) -> str:
-    """Run the workload `w` to its end; return its output."""
-    async with service(tmp_path, toml) as it:
-        await it.record(event="exited", workload="w")
-        await it.record(event="state", workload="w", to="exited")
-        return "\n".join(record["message"] for record in it.records if record["event"] == "output")
-
-
 async def test_a_program_is_what_its_image_says(tmp_path: Path, layer: bytes) -> None:
     archive = write_docker_archive(tmp_path / "image.tar", [layer], PROGRAM)
     toml = configuration(tmp_path, f"docker-archive:{archive}", 'environment = { BOTH = "file" }')
-    text = await run(tmp_path, toml)
+    text = await output_to_end(tmp_path, toml)
     assert "uid=1234(site) gid=1235(site) groups=1235(site),1236(extra)" in text
     assert "/home/site\nimage-file\nof the root\n/data" in text
     assert (tmp_path / "state/volumes/w-data/kept").read_text() == "x\n"
@@ -74,13 +66,13 @@ async def test_a_program_is_what_its_image_says(tmp_path: Path, layer: bytes) ->
     assert (tmp_path / "state/images/chains" / chain / "root/here").read_bytes() == b""  # changes are the program's own
     assert os.listdir(tmp_path / "state/images/uses") == []
     archive.unlink()  # what is loaded is enough
-    assert "of the root" in await run(tmp_path, toml)
+    assert "of the root" in await output_to_end(tmp_path, toml)
 
 
 async def test_keys_of_the_workload_win(tmp_path: Path, layer: bytes) -> None:
     layout = write_layout(tmp_path / "image", [layer], PROGRAM)
     keys = 'command = ["sh", "-c", "id -u; pwd"]\nuser = "root"\nworking_directory = "/tmp"'
-    text = await run(tmp_path, configuration(tmp_path, f"oci:{layout}:latest", keys))
+    text = await output_to_end(tmp_path, configuration(tmp_path, f"oci:{layout}:latest", keys))
     assert text == "0\n/tmp"
 
 

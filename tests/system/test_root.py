@@ -7,7 +7,7 @@ import pytest
 
 from tests.needs import needs
 from tests.roots import make_root, open_directories
-from tests.system.service import service
+from tests.system.service import output_to_end, service
 
 pytestmark = needs("root", "cgroup")
 
@@ -31,17 +31,9 @@ def workload(root: Path, script: str, keys: str = "", root_keys: str = "") -> st
         """
 
 
-async def run(tmp_path: Path, toml: str) -> str:
-    """Run the workload `w` to its end; return its output."""
-    async with service(tmp_path, toml) as it:
-        await it.record(event="exited", workload="w")
-        await it.record(event="state", workload="w", to="exited")
-        return "\n".join(record["message"] for record in it.records if record["event"] == "output")
-
-
 @pytest.mark.system
 async def test_a_workload_runs_in_its_root(tmp_path: Path, root: Path) -> None:
-    text = await run(tmp_path, workload(root, "cat /etc/of-the-root; ls -d /usr /proc/1; id; echo x >/file"))
+    text = await output_to_end(tmp_path, workload(root, "cat /etc/of-the-root; ls -d /usr /proc/1; id; echo x >/file"))
     assert "of the root\n" in text
     assert "/proc/1" in text
     assert "uid=0(root) gid=0(root) groups=0(root)" in text
@@ -50,17 +42,17 @@ async def test_a_workload_runs_in_its_root(tmp_path: Path, root: Path) -> None:
 
 async def test_users_and_groups_are_those_of_the_root(tmp_path: Path, root: Path) -> None:
     keys = 'user = "site"\nworking_directory = "/home/site"'
-    text = await run(tmp_path, workload(root, "id; echo $HOME $USER; ls -d .", keys))
+    text = await output_to_end(tmp_path, workload(root, "id; echo $HOME $USER; ls -d .", keys))
     assert "uid=1234(site) gid=1235(site) groups=1235(site),1236(extra)" in text
     assert "/home/site site" in text
 
 
 async def test_an_upper_layer_with_a_name_is_kept(tmp_path: Path, root: Path) -> None:
     first = workload(root, "echo kept >/kept; echo site:x:77:77::/: >/etc/passwd", root_keys='overlay = "data"')
-    await run(tmp_path, first)
+    await output_to_end(tmp_path, first)
     assert not (root / "kept").exists()
     second = workload(root, "cat /kept; id -u", 'user = "site"', 'overlay = "data"')
-    assert await run(tmp_path, second) == "kept\n77"
+    assert await output_to_end(tmp_path, second) == "kept\n77"
 
 
 async def test_a_notify_socket_in_a_root(tmp_path: Path, root: Path) -> None:
@@ -92,7 +84,7 @@ async def test_the_strict_profile_in_a_root(tmp_path: Path, root: Path) -> None:
     for name in ("dev", "proc", "sys"):
         (root / name).mkdir()
     script = "id -u; touch /file /tmp/file; ls /tmp"
-    text = await run(tmp_path, workload(root, script, 'security = { profile = "strict" }'))
+    text = await output_to_end(tmp_path, workload(root, script, 'security = { profile = "strict" }'))
     assert "0\n" in text
     assert "/file': Read-only file system" in text
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs
+from tests.roots import open_directories
 from tests.system.service import service
 
 pytestmark = needs("root", "cgroup")
@@ -28,8 +29,7 @@ def mode(path: Path) -> str:
 
 @pytest.mark.fault("C12")
 async def test_a_program_of_another_user_could_not_reach_its_notify_socket(strict_umask: None, tmp_path: Path) -> None:
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    open_directories(tmp_path / "x")
     run, logs = tmp_path / "made" / "run", tmp_path / "logs"
     async with service(tmp_path, WEB, runtime_directory=str(run), log_directory=str(logs)) as it:
         await it.record(event="state", workload="web", to="ready")

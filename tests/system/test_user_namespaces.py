@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.needs import needs
+from tests.roots import open_directories
 from tests.system.service import service
 
 pytestmark = [pytest.mark.host_only, needs("root", "cgroup", "userns")]
@@ -31,8 +32,7 @@ async def test_root_inside_was_root_outside(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
     secret.chmod(0o600)
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    open_directories(tmp_path / "x")
     toml = TWO.replace("SECRET", str(secret))
     async with service(tmp_path, toml) as it:
         first, second = await host_ids(it, "web@1"), await host_ids(it, "web@2")

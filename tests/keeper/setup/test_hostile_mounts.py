@@ -7,6 +7,7 @@ import pytest
 
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import needs
+from tests.roots import open_directories
 
 pytestmark = needs("root")
 
@@ -22,8 +23,7 @@ def home(tmp_path: Path) -> Path:
     (home / "data" / "passwd").write_text("of nobody")
     for path in (home, home / "data"):
         os.chown(path, NOBODY, NOBODY)
-    for path in (tmp_path, *list(tmp_path.parents)[:2]):  # for the users of user namespaces
-        path.chmod(0o755)
+    open_directories(tmp_path / "x")  # for the users of user namespaces
     return home
 
 

@@ -11,6 +11,7 @@ import trio
 
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import ROOT, needs
+from tests.roots import open_directories
 from tests.timing import deadline
 
 pytestmark = needs("root")
@@ -152,8 +153,7 @@ async def test_a_file_of_a_group_of_the_keeper_was_readable_in_a_user_namespace(
     secret.write_text("secret")
     secret.chmod(0o640)
     os.chown(secret, 0, DISK)
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    open_directories(tmp_path / "x")
     result = await harness.run("cat", str(secret), namespaces=[*ISOLATED, "user"], **SHIFTED)
     assert (result.stdout, result.stderr) == ("", f"cat: {secret}: Permission denied\n")
 

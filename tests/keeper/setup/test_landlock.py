@@ -43,8 +43,7 @@ def rules(**keys: Any) -> dict[str, Any]:
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
     """A directory in which each user may do everything."""
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    open_directories(tmp_path / "x")
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     for name in ("in", "out"):

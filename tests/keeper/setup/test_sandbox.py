@@ -11,6 +11,7 @@ from nsupervisor.keeper.setup import sandbox
 from nsupervisor.keeper.setup.spec import Spec, SpecError
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import cgroup_directories, needs
+from tests.roots import open_directories
 
 SHIFTED = {"uid_mappings": [[0, 100_000, 1000]], "gid_mappings": [[0, 100_000, 1000]]}
 WITHOUT_ROOT = {"uid_mappings": [[33, 100_033, 1]], "gid_mappings": [[33, 100_033, 1]], "uid": 33, "gid": 33}
@@ -37,8 +38,7 @@ def entries(action: str, *paths: object) -> dict:
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
     """A directory that every user can reach."""
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    open_directories(tmp_path / "x")
     return tmp_path
 
 

@@ -12,6 +12,7 @@ import pytest
 from nsupervisor.linux.mounts import MNT_DETACH, MS_PRIVATE, mount, umount2
 from tests.keeper.conftest import ISOLATED, Harness
 from tests.needs import ROOT, needs
+from tests.roots import open_directories
 
 pytestmark = needs("root")
 
@@ -207,8 +208,7 @@ async def test_without_a_network_namespace_the_devices_are_the_hosts(harness: Ha
 async def test_directories_for_mounts_depended_on_the_umask_of_the_caller(
     strict_umask: None, harness: Harness, tmp_path: Path, spec: dict
 ) -> None:
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    open_directories(tmp_path / "x")
     (tmp_path / "file").write_text("data")
     (tmp_path / "file").chmod(0o644)
     mounts = [
