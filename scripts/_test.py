@@ -55,8 +55,10 @@ TITLES = {
 SLOWDOWN = "4"
 """For the time limits of the host's tests: two processors run three sequences. The guest has its own factor."""
 CPU_SHARES = "512"
-"""Of each sequence of the host, on version 1 hierarchies. The machine's one thread has 1,024, like any process: it
-needs one processor for as long as both of them need the other one."""
+"""The CPU weight of each sequence of the host, on version 1 hierarchies.
+
+The machine's one thread has 1,024, like any process: it needs one processor for as long as both of them need the other
+one."""
 
 
 @dataclass

@@ -29,8 +29,10 @@ PREFIX = "nsupervisor-tests-"
 RT_SHARE = 16
 """A version 1 cgroup `cpu` gets this part of its parent's real-time bandwidth; new ones have none."""
 CPU_SHARES = os.environ.get("NSUPERVISOR_TEST_CPU_SHARES", "16384")
-"""Of a version 1 cgroup `cpu`. The run competes with single processes, and has many itself. `scripts/test` has less for
-each of its runs: they compete with the virtual machine, one thread that takes as long as all of them."""
+"""The weight of the run's version 1 cgroup `cpu`.
+
+The run competes with single processes, and has many itself. `scripts/test` has less for each of its runs: they compete
+with the virtual machine, one thread that takes as long as all of them."""
 
 
 @dataclass

@@ -198,7 +198,7 @@ RARE = {
     *("nsupervisor.service.platform.image_store", "nsupervisor.images.errors", "nsupervisor.images.store"),
     *(f"nsupervisor.core.timers.{name}" for name in ("timer", "schedule", "occurrences")),
 }
-"""What the service loads when a configuration has a timer, a probe or a webhook, or when a client executes a command.
+"""The modules that the service loads for a timer, a probe or a webhook, or when a client executes a command.
 """
 
 

@@ -34,7 +34,7 @@ if [ -e "$here/fail-$name-$CNI_COMMAND" ]; then echo '{"code": 100, "msg": "it i
 """
 
 
-class World:
+class Site:
     """A directory with plugins and networks, and the services that use it one after the other."""
 
     def __init__(self, directory: Path) -> None:
@@ -70,21 +70,21 @@ PORTS = [("", 8080, 80, "tcp")]
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setenv("CNI_PATH", str(tmp_path))
-    return World(tmp_path)
+    return Site(tmp_path)
 
 
-async def test_what_is_set_up_is_undone_in_the_reverse_order(world: World) -> None:
-    service = world.service()
+async def test_what_is_set_up_is_undone_in_the_reverse_order(site: Site) -> None:
+    service = site.service()
     fd = await service.attach("web@2", "blue", PORTS)
     assert not joining.is_own(fd, "network")
     assert service.addresses("web@2") == ["10.0.0.2"]
-    assert world.records() == ["web@2.json"]
+    assert site.records() == ["web@2.json"]
     await service.release("web@2")
-    assert world.log() == ADDED + REMOVED
-    assert (world.records(), world.warnings, service.addresses("web@2")) == ([], [], [])
-    fields = [line.split() for line in world.lines()]
+    assert site.log() == ADDED + REMOVED
+    assert (site.records(), site.warnings, service.addresses("web@2")) == ([], [], [])
+    fields = [line.split() for line in site.lines()]
     (container,) = {line[2] for line in fields}
     assert container.startswith("test-web.2-")
     assert [line[4] for line in fields] == ["0", "1", "1", "1", "1", "1"], "the result of the one before"
@@ -94,56 +94,56 @@ async def test_what_is_set_up_is_undone_in_the_reverse_order(world: World) -> No
     service.close()
 
 
-async def test_without_a_network_nothing_is_made(world: World) -> None:
-    service = world.service()
+async def test_without_a_network_nothing_is_made(site: Site) -> None:
+    service = site.service()
     await service.begin(lambda name: -1)
     await service.release("web")
-    assert not (world.directory / "state").exists()
+    assert not (site.directory / "state").exists()
     service.close()
 
 
-async def test_a_failure_in_the_middle_is_undone(world: World) -> None:
-    (world.directory / "fail-two-ADD").touch()
-    service = world.service()
+async def test_a_failure_in_the_middle_is_undone(site: Site) -> None:
+    (site.directory / "fail-two-ADD").touch()
+    service = site.service()
     with pytest.raises(NetworkError, match="network blue: plugin two: it is broken"):
         await service.attach("web", "blue", [])
-    assert world.log() == ["ADD one", "ADD two", "DEL two", "DEL one"]
-    assert world.records() == []
+    assert site.log() == ["ADD one", "ADD two", "DEL two", "DEL one"]
+    assert site.records() == []
     service.close()
 
 
-async def undone(world: World) -> None:
+async def undone(site: Site) -> None:
     """Wait until no record is left."""
     with trio.fail_after(deadline(20)):
-        while world.records():  # noqa: ASYNC110
+        while site.records():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
-async def test_what_cannot_be_undone_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_undone_is_tried_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "FIRST_RETRY_S", 0.01)
-    service = world.service()
+    service = site.service()
     await service.attach("web", "blue", [])
-    broken = world.directory / "fail-two-DEL"
+    broken = site.directory / "fail-two-DEL"
     broken.touch()
     await service.release("web")
-    assert world.log() == ADDED + REMOVED, "the others undo their part"
-    assert world.records() == ["web.json"]
-    assert world.warnings == ["its network cannot be undone now: plugin two: it is broken; it is tried again"]
+    assert site.log() == ADDED + REMOVED, "the others undo their part"
+    assert site.records() == ["web.json"]
+    assert site.warnings == ["its network cannot be undone now: plugin two: it is broken; it is tried again"]
     with pytest.raises(NetworkError, match="the network of its last program is still set up"):
         await service.attach("web", "blue", [])
     broken.unlink()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.run)
-        await undone(world)
+        await undone(site)
         nursery.cancel_scope.cancel()
-    assert world.log()[-3:] == REMOVED
-    assert len(world.warnings) == 1
+    assert site.log()[-3:] == REMOVED
+    assert len(site.warnings) == 1
     service.close()
 
 
 @pytest.mark.parametrize("plugin", ["one", "two", "three"])
 async def test_the_next_service_undoes_what_a_killed_one_began(
-    world: World, plugin: str, monkeypatch: pytest.MonkeyPatch
+    site: Site, plugin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service dies as a plugin of it has been started: no later code of it runs."""
     run = cni_plugins.run_plugin
@@ -157,63 +157,63 @@ async def test_the_next_service_undoes_what_a_killed_one_began(
             raise KilledError
         return output
 
-    first = world.service()
+    first = site.service()
     with monkeypatch.context() as patch:
         patch.setattr(cni_plugins, "run_plugin", die)
         with pytest.raises(KilledError):
             await first.attach("web", "blue", PORTS)
     first.close()
-    begun = len(world.log())
-    second = world.service()
+    begun = len(site.log())
+    second = site.service()
     await second.begin(lambda name: -1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(second.run)
-        await undone(world)
+        await undone(site)
         nursery.cancel_scope.cancel()
-    assert world.log()[begun:] == REMOVED[3 - begun :]
-    assert {line.split()[2] for line in world.lines()} == {world.lines()[0].split()[2]}, "the same attachment"
+    assert site.log()[begun:] == REMOVED[3 - begun :]
+    assert {line.split()[2] for line in site.lines()} == {site.lines()[0].split()[2]}, "the same attachment"
     second.close()
 
 
-async def test_a_program_that_runs_on_keeps_its_network(world: World) -> None:
-    first = world.service()
+async def test_a_program_that_runs_on_keeps_its_network(site: Site) -> None:
+    first = site.service()
     held = os.dup(await first.attach("web", "blue", []))
     first.close()
-    second = world.service()
+    second = site.service()
     await second.begin(lambda name: held)
-    assert world.log() == ADDED
+    assert site.log() == ADDED
     assert second.addresses("web") == ["10.0.0.2"]
     await second.release("web")
-    assert world.log() == ADDED + REMOVED
-    assert world.lines()[-1].split()[-1].startswith("net:["), "DEL is given the namespace"
+    assert site.log() == ADDED + REMOVED
+    assert site.lines()[-1].split()[-1].startswith("net:["), "DEL is given the namespace"
     second.close()
 
 
-async def test_a_damaged_record_is_reported(world: World) -> None:
-    directory = world.directory / "state/networks/test"
+async def test_a_damaged_record_is_reported(site: Site) -> None:
+    directory = site.directory / "state/networks/test"
     directory.mkdir(parents=True)
     (directory / "web.json").write_text("{}")
-    service = world.service()
+    service = site.service()
     await service.begin(lambda name: -1)
-    assert "the record of its network is damaged" in world.warnings[0]
+    assert "the record of its network is damaged" in site.warnings[0]
     service.close()
 
 
-async def test_a_plugin_of_a_killed_service_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plugin_of_a_killed_service_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would set up something after the next service has undone it."""
-    first = world.service()
+    first = site.service()
     await first.attach("web", "blue", [])
     lock = os.dup(first._lock_fd)  # as a plugin has it
     first.close()
-    second = world.service()
+    second = site.service()
     monkeypatch.setattr(networks, "LOCK_TIMEOUT_S", 0.2)
     await second.begin(lambda name: -1)
     with pytest.raises(NetworkError, match="another process has"):
         await second.attach("web", "blue", [])
-    assert world.log() == ADDED
+    assert site.log() == ADDED
     os.close(lock)
     await second.attach("web", "blue", [])
-    assert world.log() == ADDED + REMOVED + ADDED
+    assert site.log() == ADDED + REMOVED + ADDED
     await second.release("web")
     second.close()
 
@@ -228,11 +228,11 @@ async def test_a_plugin_of_a_killed_service_is_waited_for(world: World, monkeypa
         ("no program", "cannot execute"),
     ],
 )
-async def test_a_plugin_is_limited(world: World, monkeypatch: pytest.MonkeyPatch, script: str, text: str) -> None:
+async def test_a_plugin_is_limited(site: Site, monkeypatch: pytest.MonkeyPatch, script: str, text: str) -> None:
     monkeypatch.setattr(cni_plugins, "PLUGIN_TIMEOUT_S", 0.5 if "sleep" in script else 30.0)
-    pid_file = world.directory / "pid"
-    (world.directory / "one").write_text(script.replace("%s", str(pid_file)))
-    service = world.service()
+    pid_file = site.directory / "pid"
+    (site.directory / "one").write_text(script.replace("%s", str(pid_file)))
+    service = site.service()
     with pytest.raises(NetworkError, match=text):
         await service.attach("web", "blue", [])
     if pid_file.exists() and (pid := pid_file.read_text().strip()):
@@ -242,10 +242,10 @@ async def test_a_plugin_is_limited(world: World, monkeypatch: pytest.MonkeyPatch
     service.close()
 
 
-async def test_ports_need_a_plugin_that_publishes_them(world: World) -> None:
+async def test_ports_need_a_plugin_that_publishes_them(site: Site) -> None:
     network = {"cniVersion": "1.0.0", "name": "red", "plugins": [{"type": "one"}]}
-    (world.directory / "red.conflist").write_text(json.dumps(network))
-    service = world.service()
+    (site.directory / "red.conflist").write_text(json.dumps(network))
+    service = site.service()
     with pytest.raises(NetworkError, match='none of its plugins has the capability "portMappings"'):
         await service.attach("web", "red", PORTS)
     with pytest.raises(NetworkError, match=r"there is no .*/green.conflist"):

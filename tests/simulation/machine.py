@@ -444,7 +444,7 @@ class DatagramSocket:
 
 @attrs.define(eq=False)
 class ListeningSocket:
-    """A socket that listens, with the number of connections that nobody has accepted."""
+    """A socket that listens, with the number of connections that are not accepted yet."""
 
     address: str
     waiting: int = 0

@@ -678,7 +678,7 @@ class Actor:
         try:
             owners = self.program.pid_file_owners(self.workload, self.lifecycle.generation, self.cgroup)
         except (IdentityError, ConfigError, OSError) as error:
-            raise PidFileError(f"it is not known to whom {self.workload.pid_file} may belong: {error}") from None
+            raise PidFileError(f"the owner that {self.workload.pid_file} may have is unknown: {error}") from None
         path, is_namespaced = self.workload.pid_file, self.workload.namespaces.pid
         return self.context.kernel.find_daemon(path, owners, self.cgroup.pids(), is_namespaced)
 
