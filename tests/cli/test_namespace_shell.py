@@ -275,7 +275,8 @@ def test_it_is_a_job_that_can_be_suspended_and_resumed(namespaces: str, tmp_path
         terminal.type("\x1a")
         terminal.expect("Stopped")
         terminal.expect("$ ")
-        assert {pid: process_state(pid) for pid in members} == dict.fromkeys(members, "T")
+        for pid in members:
+            wait_until_stopped(pid)
         assert os.tcgetpgrp(terminal.fd) == terminal.pid
         terminal.type("fg\n")
         terminal.expect("fg")
@@ -300,6 +301,16 @@ def is_init(pid: int) -> bool:
 def process_state(pid: int) -> str:
     """Return the state of a process: "T" if it is stopped by a signal; "" if it has ended."""
     return process_field(pid, 0)
+
+
+def wait_until_stopped(pid: int) -> None:
+    """Wait until a signal has stopped a process. The shell says so when the first process of its job has stopped;
+    another one stops when it next gets the CPU."""
+    limit = time.monotonic() + deadline(20)
+    while (state := process_state(pid)) != "T":
+        assert state, "the process has ended"
+        assert time.monotonic() < limit, f"the process was never stopped; its state is {state}"
+        time.sleep(0.005)
 
 
 def process_field(pid: int, number: int) -> str:
