@@ -65,6 +65,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     yield from _relation_conflicts(config)
     yield from _shared_log_files(config)
     yield from _published_port_conflicts(config)
+    yield from _name_conflicts(config)
     yield from _membership_conflicts(config)
     yield from _shared_addresses(config)
     for workload in config.workloads.values():
@@ -588,6 +589,44 @@ def _published_port_conflicts(config: Config) -> Iterator[Conflict]:
                     yield Conflict(path, f"{quoted(str(port))} is published before, by {format_path(other)}", (other,))
                     break
             known.append((port.host, path))
+
+
+_MAX_SERVERS = 3
+"""MAXNS of resolv.conf(5): a program would not ask others."""
+MAX_HOSTS = 10_000
+
+
+def _name_conflicts(config: Config) -> Iterator[Conflict]:
+    """Check that a program can have the files /etc/hosts and /etc/resolv.conf that its keys ask for."""
+    for _, workload in config.each_variant():
+        path: KeyPath = ("workload", workload.name, "network")
+        dns, hosts = workload.network.dns, workload.network.hosts
+        if len(dns.servers) > _MAX_SERVERS:
+            yield Conflict(
+                (*path, "dns", "servers"), f"has more than {_MAX_SERVERS} servers, and programs use no others"
+            )
+        if len(hosts) > MAX_HOSTS:
+            yield Conflict((*path, "hosts"), f"has more than {MAX_HOSTS:,} names; use a name server (network.dns)")
+        for name, file, is_written in (
+            ("dns", "/etc/resolv.conf", bool(dns.servers or dns.search or dns.options)),
+            ("hosts", "/etc/hosts", bool(hosts)),
+        ):
+            if not is_written:
+                continue
+            namespaces: KeyPath = ("workload", workload.name, "namespaces")
+            if not workload.namespaces.mount:
+                yield Conflict(
+                    (*path, name), "needs a mount namespace; remove mount = false, or this", ((*namespaces, "mount"),)
+                )
+            if joined := workload.namespaces.joined_workloads.get("network"):
+                text = f"is for the workload whose network it is; write it for {joined}, whose files this one sees"
+                yield Conflict((*path, name), text, ((*namespaces, "network"),))
+            if any(mount.destination == file for mount in workload.mounts):
+                yield Conflict(
+                    (*path, name),
+                    f"and a mount on {file} are two files; remove one",
+                    (("workload", workload.name, "mounts"),),
+                )
 
 
 def _root_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

@@ -371,6 +371,19 @@ def _hostname(value: Any) -> str:
     return text
 
 
+def _ip_address(value: Any) -> str:
+    text = _text(value)
+    try:
+        import socket  # imported here because few files have an address, and it slows down every start
+
+        if not re.fullmatch(r"[0-9A-Fa-f:.]+", text, re.ASCII):
+            raise ValueError
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        raise ValueError('is not an IP address; write for example "10.0.0.5" or "fd00::5"') from None
+    return text
+
+
 def _filesystem(value: Any) -> str:
     text = _text(value)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", text, re.ASCII):
@@ -664,6 +677,21 @@ NETWORK = Scalar(
 MOUNT_NAMESPACE, PID_NAMESPACE, CGROUP_NAMESPACE, USER_NAMESPACE, TIME_NAMESPACE = map(_namespace_of, _NOT_JOINED)
 HOSTNAME = Scalar(
     _hostname, {"type": "string", "pattern": whole_text_pattern(HOSTNAME_PATTERN), "maxLength": MAX_HOSTNAME}
+)
+IP_ADDRESS = Scalar(_ip_address, {"type": "string", "pattern": "^[0-9A-Fa-f:.]+$"})
+_DOMAIN_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+HOSTS_NAME = matching(
+    rf"{_DOMAIN_LABEL}(\.{_DOMAIN_LABEL})*",
+    'is not a name of a host; write letters, digits, "-" and "_", in parts separated by "."',
+    max_length=253,
+)
+SEARCH_DOMAIN = matching(
+    rf"\.|{_DOMAIN_LABEL}(\.{_DOMAIN_LABEL})*\.?",
+    'is not a domain; write for example "example.org", or "." for none',
+    max_length=253,
+)
+RESOLVER_OPTION = matching(
+    "[a-z0-9-]{1,32}(:[0-9]{1,5})?", 'is not an option of resolv.conf; write for example "ndots:2" or "rotate"'
 )
 FILESYSTEM = Scalar(_filesystem, _STRING)
 MOUNT_OPTION = Scalar(_mount_option, _STRING)

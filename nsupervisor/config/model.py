@@ -182,16 +182,43 @@ class NamespacesConfig(Table):
         is_cni = isinstance(self.network, str) and self.network.startswith(kinds.CNI)
         return str(self.network).removeprefix(kinds.CNI) if is_cni else ""
 
+    @property
+    def has_peers(self) -> bool:
+        """Whether other workloads may have addresses in its network."""
+        return bool(self.cni_network) or "network" in self.joined_workloads
+
+
+@frozen(repr=False)
+class DnsConfig(Table):
+    """[workload.NAME.network.dns]: what its /etc/resolv.conf says in place of the host's."""
+
+    servers: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.IP_ADDRESS), "addresses of at most three name servers, in this order")
+    )
+    search: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.SEARCH_DOMAIN), "domains in which short names are looked up")
+    )
+    options: tuple[str, ...] = field(
+        default=(), metadata=key(ListOf(kinds.RESOLVER_OPTION), 'options of resolv.conf(5): "ndots:2"')
+    )
+
 
 @frozen(repr=False)
 class NetworkConfig(Table):
-    """[workload.NAME.network]: what else there is in a network that plugins set up."""
+    """[workload.NAME.network]: the ports that lead into its network, and how it resolves names."""
 
     publish: tuple[PublishedPort, ...] = field(
         default=(),
         metadata=key(
             ListOf(PUBLISHED_PORT), 'ports of the host that lead to ports of the workload: "127.0.0.1:8080:80/tcp"'
         ),
+    )
+    dns: DnsConfig = field(
+        factory=DnsConfig, metadata=key(TableOf(DnsConfig), "what its /etc/resolv.conf says in place of the host's")
+    )
+    hosts: dict[str, str] = field(
+        factory=dict,
+        metadata=key(MapOf(kinds.IP_ADDRESS, key=kinds.HOSTS_NAME), "names in its /etc/hosts, and their addresses"),
     )
 
 
@@ -852,7 +879,7 @@ class WorkloadConfig(Table):
     )
     network: NetworkConfig = field(
         factory=NetworkConfig,
-        metadata=key(TableOf(NetworkConfig), "what else there is in a network that plugins set up"),
+        metadata=key(TableOf(NetworkConfig), "the ports that lead into its network, and how it resolves names"),
     )
     may_control: tuple[str, ...] = field(
         default=(), metadata=key(ListOf(kinds.NAME), "its processes may use the API, for these workloads alone")

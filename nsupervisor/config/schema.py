@@ -39,6 +39,7 @@ _NAMES: Mapping[type, str] = {
     model.NamespacesConfig: "Namespaces",
     model.UserNamespaceConfig: "UserNamespace",
     model.NetworkConfig: "WorkloadNetwork",
+    model.DnsConfig: "Dns",
     model.NetworksConfig: "Network",
     model.IdMapping: "IdMapping",
     model.RootConfig: "Root",

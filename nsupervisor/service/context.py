@@ -15,6 +15,7 @@ from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.platform.kernel import LINUX, Kernel
+from nsupervisor.service.platform.name_files import NameFiles
 from nsupervisor.service.platform.networks import Networks
 from nsupervisor.service.platform.sockets import Sockets
 from nsupervisor.service.state.digest import KeyedDigest
@@ -76,6 +77,10 @@ class ServiceContext:
     group_listeners: set[GroupListener] = attrs.field(factory=set)
     networks: Networks = attrs.field(factory=lambda: Networks("", "", lambda instance, message: None))
     """The networks that plugins have set up."""
+    name_files: NameFiles = attrs.field(factory=lambda: NameFiles("", "", list, lambda instance, message: None))
+    """The files by which programs resolve names."""
+    find_network_owner: Callable[[str], str] = lambda name: name
+    """Returns the workload whose network an instance joins, maybe through others; itself if it joins none."""
     find_pidfd: Callable[[str], int] = lambda name: -1
     """Returns the pidfd of the program that an instance runs, which stays its own; -1: none."""
     probe_slots: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_PROBES))

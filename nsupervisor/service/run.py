@@ -72,6 +72,7 @@ from nsupervisor.service.observe.output_follower import OutputFollowers
 from nsupervisor.service.platform.clock import MonotonicClock
 from nsupervisor.service.platform.isolation import Isolation
 from nsupervisor.service.platform.kernel import LINUX, Kernel
+from nsupervisor.service.platform.name_files import NameFiles
 from nsupervisor.service.platform.networks import Networks
 from nsupervisor.service.platform.reaper import reap_orphans
 from nsupervisor.service.platform.runtime_directory import KeptDirectory, runtime_directory
@@ -525,9 +526,9 @@ async def _supervise(
     async with trio.open_nursery() as captures:
         logs = Path(config.supervisor.log_directory)
         state_directory = config.supervisor.state_directory or default_state_directory()
-        networks = Networks(
-            state_directory, config.supervisor.name, partial(_log_network_problem, journal), config.network
-        )
+        name, warn = config.supervisor.name, partial(_log_network_problem, journal)
+        name_files = NameFiles(state_directory, name, lambda: networks.attachments(), warn)
+        networks = Networks(state_directory, name, warn, config.network, name_files.notify)
         context = ServiceContext(
             keeper,
             watcher,
@@ -542,6 +543,8 @@ async def _supervise(
             dynamic_users=_dynamic_users(config.supervisor, kernel),
             state_directory=state_directory,
             networks=networks,
+            name_files=name_files,
+            find_network_owner=lambda name: _network_owner(actors, name),
             offset_files=offset_files_left(directory),
             tails=platform.tails,
             has_records_file=platform.records_file is not None,
@@ -592,7 +595,9 @@ async def _supervise(
                 alive_count = await take_over(all_actors, saved, children, context, config.supervisor.orphans)
                 if kernel.keeps_networks:
                     await networks.begin(lambda name: _network_namespace(all_actors.get(name), kernel))
+                    await name_files.begin(lambda name: name in all_actors and all_actors[name].lifecycle.is_alive)
                     nursery.start_soon(networks.run)
+                    nursery.start_soon(name_files.run)
                 await context.sockets.begin(config, partial(_find_pids, actors))
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
@@ -669,6 +674,18 @@ def _network_namespace(actor: Actor | None, kernel: Kernel) -> int:
         return kernel.open_namespace_of(actor.program.pidfd, "network")
     except OSError:
         return -1
+
+
+def _network_owner(actors: Registry, name: str) -> str:
+    """Return the workload whose network namespace an instance is in: the last one of those that join each other's."""
+    seen = {name}
+    while (actor := actors.get(name)) is not None:
+        joined = actor.workload.namespaces.joined_workloads.get("network", name)
+        if joined in seen:
+            break
+        seen.add(joined)
+        name = joined
+    return name
 
 
 def _log_network_problem(journal: Journal, instance: str, message: str) -> None:

@@ -121,6 +121,7 @@ OURS = {
         "core.instances",
         "core.isolation",
         "core.landlock",
+        "core.name_files",
         "core.sandbox",
         "core.seccomp",
         "core.security",
@@ -140,6 +141,7 @@ OURS = {
         *(f"cgroups.{name}" for name in OF_THE_HOST),
         "linux",
         "core.cni",
+        "core.name_files",
         "service.platform.cni_files",
     ),
     "plan": (

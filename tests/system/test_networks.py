@@ -117,6 +117,62 @@ async def test_a_published_port_leads_to_the_program(network):
     assert network.is_clean()
 
 
+NAMED = """
+[workload.web]
+command = ["sleep", "1000"]
+namespaces = { network = "cni:blue", hostname = "shop" }
+network = { hosts = { printer = "10.9.9.9" }, dns = { servers = ["10.88.7.1"], options = ["ndots:2"] } }
+
+[workload.side]
+command = ["sleep", "1000"]
+namespaces = { network = "workload:web" }
+
+[workload.db]
+command = ["sleep", "1000"]
+namespaces = { network = "cni:blue" }
+
+[network]
+allow_forwarding = true
+config_directory = "DIRECTORY"
+"""
+
+
+async def test_workloads_of_a_network_find_each_other_by_name(network):
+    """Also while they run, and after the service has been killed. The files of the host stay as they are."""
+    before = [Path(path).read_bytes() for path in ("/etc/hosts", "/etc/resolv.conf")]
+    toml = NAMED.replace("DIRECTORY", str(network.directory))
+
+    async def hosts(it, name: str, wanted: bool) -> dict[str, str]:
+        with trio.fail_after(deadline(20)):
+            while True:
+                text = await it.cli("exec", name, "--", "cat", "/etc/hosts")
+                lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+                found = {other: address for address, *others in lines for other in others}
+                if ("db" in found) == wanted:
+                    return found
+                await trio.sleep(0.02)
+
+    async with service(network.directory, toml, within=network.within, status=-9) as it:
+        await it.record(event="started", workload="side")
+        await it.record(event="started", workload="db")
+        found = await hosts(it, "web", True)
+        assert found["printer"] == "10.9.9.9"
+        assert found["web"] == found["shop"] != found["db"]
+        assert await hosts(it, "side", True) == found
+        names = await it.cli("exec", "db", "--", "getent", "hosts", "web")
+        assert names.split() == [found["web"], "web"]
+        await it.cli("stop", "db")
+        await hosts(it, "web", False)
+        assert await it.cli("exec", "web", "--", "cat", "/etc/resolv.conf") == "nameserver 10.88.7.1\noptions ndots:2\n"
+        os.kill(it.process.pid, signal.SIGKILL)
+        await it.process.wait()
+    async with service(network.directory, toml, within=network.within) as it:
+        await it.cli("start", "db")
+        assert "printer" in await hosts(it, "side", True)
+    assert not list((network.directory / "state/names").glob("*/*"))
+    assert [Path(path).read_bytes() for path in ("/etc/hosts", "/etc/resolv.conf")] == before
+
+
 async def test_nothing_is_left_when_the_service_is_killed_at_any_time(network):
     """Also when the programs and their keeper are killed with it, so that the devices are gone before DEL."""
     moments = random.Random(5)

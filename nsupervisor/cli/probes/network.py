@@ -6,6 +6,13 @@ import os
 import shutil
 
 from nsupervisor.cli.probes import LIMITED, MISSING, OK, Finding
+from nsupervisor.core.name_files import (
+    MAX_RESOLVER_BYTES,
+    RESOLVER,
+    SYSTEMD_RESOLVER,
+    parse_resolver,
+    reachable_resolver,
+)
 from nsupervisor.service.platform.cni_files import FORWARDING_FILE, is_forwarding, plugin_directories
 
 TYPE_CHECKING = False
@@ -18,9 +25,10 @@ USE = 'for network = "cni:NAME"'
 
 
 def findings() -> Iterator[Finding]:
-    """Yield CNI plugins, the host's forwarding of packets, and pasta."""
+    """Yield CNI plugins, the host's forwarding of packets, its name servers, and pasta."""
     yield _cni()
     yield _forwarding()
+    yield _resolvers()
     if path := shutil.which("pasta"):
         yield Finding("pasta", OK, f"{path}: networks for users other than root; this version does not use it yet")
     else:
@@ -46,6 +54,22 @@ def _forwarding() -> Finding:
         return Finding("ip_forward", OK, "the host forwards packets: networks with a gateway can be used")
     remedy = f"sysctl -w net.ipv4.ip_forward=1 ({FORWARDING_FILE}), or write allow_forwarding = true under [network]"
     return Finding("ip_forward", LIMITED, 'off: networks with a gateway, such as "cni:default", need it', remedy)
+
+
+def _resolvers() -> Finding:
+    usual, other = (parse_resolver(_read_text(path)) for path in (RESOLVER, SYSTEMD_RESOLVER))
+    if found := reachable_resolver(usual, [other]).servers:
+        return Finding("name servers", OK, f"{', '.join(found)}: programs with a network of their own use them")
+    remedy = 'write network.dns = { servers = ["ADDRESS"] } for workloads that look up names'
+    return Finding("name servers", LIMITED, f"none in {RESOLVER} that a network of its own reaches", remedy)
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(MAX_RESOLVER_BYTES)
+    except OSError:
+        return ""
 
 
 def _programs(directory: str) -> dict[str, str]:

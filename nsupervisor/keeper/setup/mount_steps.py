@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 
-from nsupervisor.keeper.setup import credentials, sandbox
+from nsupervisor.keeper.setup import credentials, name_files, sandbox
 from nsupervisor.keeper.setup.cover import Cover
 from nsupervisor.keeper.setup.errors import StepError, step_error
 from nsupervisor.keeper.setup.spec import is_zero_mapped
@@ -142,6 +142,8 @@ def hold_shown_directories(spec: Spec) -> None:
         spec.held_cover = Cover(*spec.cover, has_own_root=spec.root is not None)
     if spec.credentials:
         spec.held_credentials = credentials.read(spec.credentials)
+    if spec.name_files:
+        name_files.hold(spec)
 
 
 def protect_paths(spec: Spec) -> None:
@@ -224,6 +226,8 @@ def mount_all(spec: Spec) -> None:
         mounter = Mounter(cover, "user" in spec.namespaces, private, spec.held_sources)
         for mount in spec.mounts:
             mounter.mount(mount)
+    if spec.held_name_files:
+        name_files.attach(spec, private=private)
     if cover is not None:
         cover.apply(private, file_creator_ids(spec))
 

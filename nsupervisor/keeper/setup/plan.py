@@ -191,6 +191,7 @@ def is_possible(spec: Spec) -> bool:
         spec.mounts
         or spec.root is not None
         or spec.credentials
+        or spec.name_files
         or spec.joins
         or spec.descriptors
         or spec.flags & CLONE_NEWUSER

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 
-from nsupervisor.keeper.setup import sandbox
+from nsupervisor.keeper.setup import name_files, sandbox
 from nsupervisor.keeper.setup.errors import StepError, step_error
 from nsupervisor.keeper.setup.mount_steps import Mounter, describe, file_creator_ids, show_credentials
 from nsupervisor.linux import mounts, syscalls
@@ -58,6 +58,7 @@ def enter_root(spec: Spec) -> None:
         raise step_error(f"make {path} the root", error, hint if error.errno == errno.EINVAL else "") from None
     sandbox.forget()
     _make_mount_points(spec, root, held, cover)
+    name_files.make_places(spec, root)
     kept = _hold_writable(spec, root)
     if is_read_only or _protects_root(spec):
         _try(f"make the root {path} read-only", mounts.set_tree_attributes, root, mounts.ATTR_RDONLY, 0, True)
@@ -66,6 +67,7 @@ def enter_root(spec: Spec) -> None:
     _protect(spec, root, kept)
     for mount, tree, source in held:
         _attach(root, mount, tree, source, cover)
+    name_files.attach(spec, root)
     os.close(root)
     if cover is not None:
         cover.apply(set(), owner)

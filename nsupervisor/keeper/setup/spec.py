@@ -60,6 +60,7 @@ class Spec:
         "has_init",
         "held_cover",
         "held_credentials",
+        "held_name_files",
         "held_sources",
         "hostname",
         "id",
@@ -69,6 +70,7 @@ class Spec:
         "landlock",
         "mounts",
         "name",
+        "name_files",
         "namespaces",
         "nice",
         "no_new_privileges",
@@ -126,6 +128,9 @@ class Spec:
         # Paths of files by the names of credentials, and their contents, which are read in the child.
         self.credentials: dict[str, str] = pop("credentials", _credentials, {})
         self.held_credentials: dict[str, bytes] = {}
+        # (path of a file, whether the program needs it), by where the program sees it; see name_files.py.
+        self.name_files: dict[str, tuple[str, bool]] = pop("name_files", _name_files, {})
+        self.held_name_files: dict[str, int] = {}  # descriptors of their mounts, set in the child
         # (devices, options of /proc, paths), see sandbox.py
         self.sandbox: tuple[Any, ...] | None = pop("sandbox", sandbox.parse, None)
         # (path, whether it is read-only, its upper layer), see `_root`
@@ -172,6 +177,7 @@ class Spec:
             ("sandbox", self.sandbox, "mount"),
             ("root", self.root, "mount"),
             ("credentials", self.credentials, "mount"),
+            ("name_files", self.name_files, "mount"),
             ("time_offsets", self.time_offsets, "time"),
             ("uid_mappings", self.uid_mappings, "user"),
             ("gid_mappings", self.gid_mappings, "user"),
@@ -392,6 +398,20 @@ def _credentials(value: Any) -> dict[str, str]:
             raise ValueError(f"{name!r:.80} cannot be the name of a file")
         _absolute_path(path)
     return dict(value)
+
+
+NAME_FILES = ("/etc/hosts", "/etc/resolv.conf")
+
+
+def _name_files(value: Any) -> dict[str, tuple[str, bool]]:
+    """Return what `name_files.hold` takes. `{PATH: {"source": PATH, "settings": [TEXT, …]}}`; with settings it is
+    required, and the texts are for comparisons of the client."""
+    found = {}
+    for place, file in _dict(value).items():
+        if place not in NAME_FILES or _dict(file).keys() - {"source", "settings"}:
+            raise ValueError(f"{place!r:.80} is not a file for names, or has unknown keys")
+        found[place] = _absolute_path(file.get("source")), bool(_list(file.get("settings", [])))
+    return found
 
 
 def _root(value: Any) -> tuple[str, bool, str | None]:

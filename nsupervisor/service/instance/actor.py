@@ -450,6 +450,8 @@ class Actor:
 
             async def start() -> None:
                 self._check_debug()
+                if "name_files" in spec:
+                    spec["name_files"] = await self.program.prepare_name_files(self.workload, spec["hostname"])
                 await self._prepare_cgroup()
                 if self._debug_sandbox is None:
                     self._debug_sandbox = DebugSandbox(self.context)
@@ -756,6 +758,7 @@ class Actor:
         if before.state in ALIVE_STATES and after.state not in ALIVE_STATES:
             with self.contain_errors("cannot remove its runtime directory"):
                 await self.program.remove_directories(self.workload)
+            await self.context.name_files.release(self.name)
             await self.context.networks.release(self.name)
         self.program.set_watchdog(has_watchdog)  # after a thaw: a program that cannot run cannot send anything
         self._update_probes()

@@ -35,7 +35,7 @@ from nsupervisor.service.platform.start_obstacle import StartObstacle
 from nsupervisor.service.state.file import InstanceCheckpoint, Process, ProcessRef
 
 _OF_NAMESPACES = (
-    *("mounts", "cover", "sandbox", "root", "directories", "credentials"),
+    *("mounts", "cover", "sandbox", "root", "directories", "credentials", "name_files"),
     *("hostname", "time_offsets", "requires_security", "init", "descriptors"),
 )
 """Keys of a specification that are about what a command in the program finds there, or does not get."""
@@ -138,6 +138,12 @@ class Program:
         # It is no part of what the workload is configured to be started with, so the digest does not have it.
         debug = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
         join_fds = await open_joined(self.name, workload, self.context) if "joins" in spec else []
+        if "name_files" in spec:
+            try:
+                spec["name_files"] = await self.prepare_name_files(workload, spec["hostname"])
+            except BaseException:
+                self.close(*join_fds)
+                raise
         self.is_being_set_up = True
         try:
             spawned = await self.context.keeper.spawn({**spec, **debug}, while_spawning, self._notify_fd, join_fds)
@@ -157,6 +163,11 @@ class Program:
         self.environment_digest = digest.digest(variables) if workload.environment_file else ""
         self._pipe_inodes = self._inodes(spawned.stdout, spawned.stderr)
         return spawned
+
+    async def prepare_name_files(self, workload: WorkloadConfig, hostname: str | None) -> dict[str, Any]:
+        """Write the files for names; return the key `name_files` of a specification. Raises OSError."""
+        owner = self.context.find_network_owner(self.name) if workload.namespaces.joined_workloads else self.name
+        return await self.context.name_files.prepare(self.name, workload, hostname, owner)
 
     def executed(self, pid: int) -> None:
         """Note that the program has been executed.

@@ -14,6 +14,7 @@ from nsupervisor.config.problems import ConfigError, Problem
 from nsupervisor.config.security_kinds import SECURE_BITS
 from nsupervisor.config.sockets import passed_sockets
 from nsupervisor.core.landlock import ruleset
+from nsupervisor.core.name_files import wanted_files
 from nsupervisor.core.sandbox import for_own_root, sandbox
 from nsupervisor.core.seccomp import Filter, OciError, parse_oci
 from nsupervisor.core.seccomp import filters as find_filters
@@ -104,6 +105,7 @@ def spawn_spec(
         "cwd": workload.working_directory,
         "namespaces": [name for name in NAMESPACES if getattr(spaces, name) is True],
         **({"joins": joins} if (joins := _joins(workload)) else {}),
+        **({"name_files": files} if (files := _name_files(workload)) else {}),
         "hostname": spaces.hostname if spaces.hostname is not None or spaces.uts is not True else host_name(name),
         "uid_mappings": uid_mappings,
         "gid_mappings": gid_mappings,
@@ -136,6 +138,11 @@ def _joins(workload: WorkloadConfig) -> dict[str, str]:
     if workload.network.publish:
         joins["network"] = " ".join([joins["network"], *map(str, workload.network.publish)])
     return joins
+
+
+def _name_files(workload: WorkloadConfig) -> dict[str, Any]:
+    """Return the files for names that it gets, without their sources, which are made when it starts."""
+    return {place: {"settings": list(file.settings)} for place, file in wanted_files(workload).items()}
 
 
 _CPU_POLICIES = {"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5}
@@ -343,8 +350,11 @@ def spawn_inputs(spec: "Mapping[str, Any]", security: SecurityConfig) -> Any:
     `nsupervisor.core.reload.start_changes` lists, and which are no reason for a restart.
     """
     # The cover has nothing of the configuration but may_control, which shows in the environment.
-    derived = ("id", "env", "cover", "sandbox", "directories", "requires_security", *_PRIVILEGE_KEYS)
+    derived = ("id", "env", "cover", "sandbox", "directories", "name_files", "requires_security", *_PRIVILEGE_KEYS)
     inputs = {key: value for key, value in spec.items() if key not in derived}
+    files = {place: file["settings"] for place, file in spec.get("name_files", {}).items() if file["settings"]}
+    if files:
+        inputs["name_files"] = files
     if written := written_keys(security):
         inputs["security"] = written
     environment = {key: value for key, value in spec["env"].items() if key not in ("NOTIFY_SOCKET", "WATCHDOG_USEC")}

@@ -111,6 +111,8 @@ class Networks:
     warn: Callable[[str, str], None]
     """Reports a problem with an instance: its name, and a sentence."""
     settings: NetworksConfig = attrs.field(factory=NetworksConfig)
+    on_change: Callable[[], None] = lambda: None
+    """Called when an instance has got addresses or has lost them."""
     _attachments: dict[str, Attachment] = attrs.field(init=False, factory=dict)
     """By instance."""
     _pending: dict[str, float] = attrs.field(init=False, factory=dict)
@@ -129,6 +131,14 @@ class Networks:
         """Return the IP addresses of an instance in its network; [] if it has none."""
         attachment = self._attachments.get(instance)
         return addresses(attachment.result) if attachment is not None else []
+
+    def attachments(self) -> list[tuple[str, str, list[str]]]:
+        """Return the name, the network and the addresses of each instance that is in one."""
+        return [
+            (instance, attachment.network.name, addresses(attachment.result))
+            for instance, attachment in self._attachments.items()
+            if attachment.namespace >= 0 and attachment.result is not None
+        ]
 
     async def begin(self, open_namespace: Callable[[str], int]) -> None:
         """Read the records of an earlier supervisor, before anything starts.
@@ -192,6 +202,7 @@ class Networks:
                 text = str(error) if isinstance(error, NetworkError) else f"{error.strerror or error}"
                 await self._undo(instance)
                 raise NetworkError(f"network {name}: {text}") from None
+            self.on_change()
             return attachment.namespace
 
     async def release(self, instance: str) -> None:
@@ -258,6 +269,7 @@ class Networks:
             return False
         attachment.close_namespace()
         del self._attachments[instance]
+        self.on_change()
         self._pending.pop(instance, None)
         return True
 
