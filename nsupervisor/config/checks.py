@@ -12,6 +12,8 @@ from itertools import pairwise
 from os.path import normpath
 from typing import NamedTuple
 
+import attrs
+
 from nsupervisor.config import kinds
 from nsupervisor.config.condition_terms import LIMIT_KEYS, NOT_FILES
 from nsupervisor.config.kinds import MAX_SOCKET_PATH
@@ -31,6 +33,7 @@ from nsupervisor.config.model import (
     WorkloadConfig,
 )
 from nsupervisor.config.positions import KeyPath
+from nsupervisor.config.probes import ASKING_KEYS, ReadinessConfig
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
 from nsupervisor.config.relations import COMPLETION_CONDITIONS, EDGE_KEYS, ORDERING_KEYS, RELATION_KEYS, related_names
 from nsupervisor.config.security import DYNAMIC_USER_KEYS, STRONGER
@@ -477,10 +480,20 @@ def _reload_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confl
 def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
     for kind, probe in workload.probes.items():
         table = (*path, kind)
-        given = [probe.http_get is not None, probe.tcp_socket is not None, bool(probe.exec_)].count(True)
-        if given != 1:
-            number = "none" if given == 0 else "several"
-            yield Conflict(table, f"has {number} of http_get, tcp_socket and exec; write one of them")
+        ways: dict[str, object] = {
+            "http_get": probe.http_get,
+            "tcp_socket": probe.tcp_socket,
+            "exec": probe.exec_ or None,
+        }
+        if isinstance(probe, ReadinessConfig):
+            ways |= {"log": probe.log}
+        given = [way for way, value in ways.items() if value is not None]
+        if len(given) != 1:
+            number = "several" if given else "none"
+            *others, last = ways
+            yield Conflict(table, f"has {number} of {', '.join(others)} and {last}; write one of them")
+        elif isinstance(probe, ReadinessConfig) and probe.is_own_report:
+            yield from _own_report_conflicts(workload, probe, given[0], path)
         if probe.success_threshold > 1 and kind != "readiness":
             yield Conflict((*table, "success_threshold"), f"is 1 for {kind}: one success is enough; remove it")
         if workload.type == "oneshot":
@@ -498,6 +511,25 @@ def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confli
                 "be ready in time; write a shorter delay, or a longer time there",
                 ((*path, "timeout_start_sec"),),
             )
+
+
+def _own_report_conflicts(
+    workload: WorkloadConfig, probe: ReadinessConfig, way: str, path: KeyPath
+) -> Iterator[Conflict]:
+    """Check a readiness that the program itself reports, by a line of its output."""
+    table = (*path, "readiness")
+    fields = attrs.fields_dict(ReadinessConfig)
+    for key in ASKING_KEYS:
+        if getattr(probe, key) != fields[key].default:
+            text = (
+                f"is for probes that are sent again and again, and {way} waits for what the program writes; remove it"
+            )
+            yield Conflict((*table, key), text, ((*table, way),))
+    if workload.startup is not None:
+        text = (
+            f"and readiness.{way} both say when it has started; remove one of them (timeout_start_sec limits a start)"
+        )
+        yield Conflict((*path, "startup"), text, ((*table, way),))
 
 
 def _namespace_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

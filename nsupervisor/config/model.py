@@ -976,6 +976,11 @@ class WorkloadConfig(Table):
         return [(instance, self.for_instance(instance)) for instance in self.instance_ids]
 
     @property
+    def readiness_pattern(self) -> str | None:
+        """The pattern of the line that says that the program is ready; None if no line says so."""
+        return None if self.readiness is None else self.readiness.log
+
+    @property
     def probes(self) -> dict[ProbeKind, ProbeConfig]:
         """The probes by kind, in the order in which they begin."""
         found: dict[ProbeKind, ProbeConfig | None]

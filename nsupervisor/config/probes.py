@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from nsupervisor.config import kinds
 from nsupervisor.config.kinds import Choice, MapOf, Scalar, TableOf, key, matching
+from nsupervisor.config.line_patterns import LINE_PATTERN
 from nsupervisor.config.table import Table
 
 Scheme = Literal["http", "https"]
@@ -119,6 +120,25 @@ class StartupConfig(EndingProbeConfig):
 @frozen(kw_only=True, repr=False)
 class ReadinessConfig(ProbeConfig):
     """[workload.NAME.readiness]: can the program do its work now? Never ends it; dependents wait for it."""
+
+    log: str | None = field(
+        default=None,
+        metadata=key(
+            LINE_PATTERN, "in place of a probe: a line of its output that matches this means that it is ready"
+        ),
+    )
+
+    @property
+    def is_own_report(self) -> bool:
+        """Whether the program itself says that it is ready, once, so that nothing is asked."""
+        return self.log is not None
+
+
+ASKING_KEYS = (
+    *("initial_delay_sec", "period_sec", "timeout_sec", "success_threshold", "failure_threshold"),
+    "start_interval_sec",
+)
+"""The keys of a probe that is sent again and again."""
 
 
 @frozen(kw_only=True, repr=False)

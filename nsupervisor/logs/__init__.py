@@ -4,6 +4,7 @@ from nsupervisor.logs.blockage import Blockage
 from nsupervisor.logs.capture import Capture
 from nsupervisor.logs.framing import Framing
 from nsupervisor.logs.journal import Journal, open_journal
+from nsupervisor.logs.line_watch import LineWatch
 from nsupervisor.logs.log_file import LogFile, LogFiles, Rotation
 from nsupervisor.logs.logger import FilteringBoundLogger
 from nsupervisor.logs.offsets import OffsetFile, read_next_seq
@@ -24,6 +25,7 @@ __all__ = [
     "Framing",
     "Journal",
     "LineSequence",
+    "LineWatch",
     "LogFile",
     "LogFiles",
     "OffsetFile",

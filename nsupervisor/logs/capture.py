@@ -21,8 +21,9 @@ import trio
 from nsupervisor.logs.blockage import STALLED_AFTER_S, Blockage, describe_blockage
 from nsupervisor.logs.chunks import JSON, Chunk, ChunkReader
 from nsupervisor.logs.framing import count_newlines
+from nsupervisor.logs.line_watch import LineSearch, LineWatch
 from nsupervisor.logs.offsets import OffsetFile
-from nsupervisor.logs.pipe import BUSY_PIPE_SIZE, Pipe
+from nsupervisor.logs.pipe import BUSY_PIPE_SIZE, PEEK_SIZE, Pipe
 from nsupervisor.logs.rate_limit import RateLimiter
 from nsupervisor.logs.record import JsonFormat, timestamp_now
 from nsupervisor.logs.route import LineSequence, OutputRoute
@@ -96,10 +97,14 @@ class Capture:
     """Called with the number of lines that a destination lacks, by any thread; with two destinations, for each."""
     on_limited: Callable[[int], None] = _ignore_dropped
     """Called with the number of bytes that the rate limit drops, by any thread; their lines go to `on_dropped`."""
+    watch: LineWatch | None = None
+    """Waits for a line of this output; None: see `search_lines`."""
     dropped: int = 0
     """The number of lines that could not be written to the file, since the start."""
     _chunks: ChunkReader = attrs.field(init=False)
+    _count_consumed: Callable[[int, int], None] = attrs.field(init=False, default=_ignore_count)
     _next_route: OutputRoute | None = None
+    _next_watch: LineWatch | None = None
     _unwritten_raw: bytes = b""  # the beginning of a line that a raw file lacks, because another route had read it
     _pending: tuple[Chunk, bytes] | None = None  # a chunk, and those of its records that are not in the file yet
     _failures: WriteFailures = attrs.field(init=False, factory=WriteFailures)
@@ -117,8 +122,11 @@ class Capture:
     _limited_lines_unreported: int = 0
     _limit_report_at: float = -math.inf  # the time of the loop from which the next report may come
     _has_raw_gap: bool = False  # whether a raw file lacks something at its end
+    _search: LineSearch | None = None  # searches the output for `watch`, until that is over
+    _searched: int = 0  # the bytes at the front of the pipe that it has searched
 
     def __attrs_post_init__(self) -> None:
+        self._count_consumed, self.on_consumed = self.on_consumed, self._on_consumed
         self._chunks = ChunkReader(
             self.pipe,
             self.labels,
@@ -133,6 +141,8 @@ class Capture:
         if self.offset_file is not None:
             beginning = self._chunks.restore_offset(self.offset_file)
             self._continue_line(beginning, is_in_raw_file=self._has_raw_file and self.route.shared is not None)
+        if self.watch is not None:
+            self._search = LineSearch(self.watch, self._chunks.framing.partial_line)
 
     def _continue_line(self, beginning: bytes, is_in_raw_file: bool) -> None:
         """Continue a line of which `beginning` has been taken from the pipe, by another route or supervisor.
@@ -279,8 +289,37 @@ class Capture:
             self._report_state()
         await self.pipe.wait_readable()
 
+    def search_lines(self, watch: LineWatch) -> None:
+        """Search the output from now on; what is being recorded is not searched."""
+        self._next_watch = watch
+
+    async def _search_next(self, search: LineSearch) -> None:
+        """Search the front of the pipe for a line, of which nothing is recorded before. Raises BlockingIOError."""
+        if search.watch.is_over:
+            self._search = None
+            return
+        data = self.pipe.peek(self._chunks.redo_length or MAX_CHUNK)
+        if await search.feed(data):
+            await search.watch.wait_ended()
+        if not data or search.watch.is_over:
+            self._search = None
+        self._searched = len(data)
+
+    def _on_consumed(self, size: int, lines: int) -> None:
+        self._searched -= size
+        self._count_consumed(size, lines)
+
+    def _peek(self, max_bytes: int = PEEK_SIZE) -> bytes:
+        """Return the front of the pipe, as far as it has been searched if it must be."""
+        return self.pipe.peek(max_bytes if self._search is None else min(max_bytes, self._searched))
+
     async def _record_next(self) -> bool:
         """Record the next input; return whether it was the end. Raises BlockingIOError if there is no input."""
+        if self._next_watch is not None and self._pending is None:
+            self._search, self._searched = LineSearch(self._next_watch, self._chunks.framing.partial_line), 0
+            self._next_watch = None
+        if self._search is not None and self._searched <= 0:
+            await self._search_next(self._search)
         if self._next_route is not None and self._pending is None:
             was_raw = self._has_raw_file
             self.route, self._next_route = self._next_route, None
@@ -291,7 +330,7 @@ class Capture:
         # Not if the pipe is empty or has ended: in the ticks in which thousands start or end, all of them would yield.
         if route.shared is not None and self.pipe.available_bytes():
             await route.shared.tick.yield_if_long()
-        data = self.pipe.peek(self._chunks.redo_length or MAX_CHUNK)
+        data = self._peek(self._chunks.redo_length or MAX_CHUNK)
         if not data:
             return True
         if route.shared is None:
@@ -450,6 +489,8 @@ class Capture:
         until, taken = time.monotonic() + MAX_THREAD_TIME_S, 0
         step = self._record_raw_step if self.route.is_raw else self._record_step
         while not self._is_stopping and time.monotonic() < until:
+            if self._search is not None and self._searched <= 0:
+                return "more"
             try:
                 count = step()
             except BlockingIOError:
@@ -483,13 +524,14 @@ class Capture:
         if self.route.limiter is not None:
             return self._limited_raw_step(self.route.limiter)
         failures = self._failures
-        if failures.gap_lines or self._has_raw_gap or failures.is_failing or (moved := self._splice_raw()) is None:
-            data = self.pipe.peek()
+        is_read = failures.gap_lines or self._has_raw_gap or failures.is_failing or self._search is not None
+        if is_read or (moved := self._splice_raw()) is None:
+            data = self._peek()
             return self._move_raw(data) if data else 0
         return moved
 
     def _limited_raw_step(self, limiter: RateLimiter) -> int | None:
-        data = self.pipe.peek()
+        data = self._peek()
         if not data:
             return 0
         if allowed := limiter.allowed_length(data):
@@ -520,7 +562,7 @@ class Capture:
         assert file is not None
         with file.lock:  # two generations of a stream share one sequence of numbers
             if self._pending is None:
-                data = self.pipe.peek(self._chunks.redo_length or MAX_CHUNK)
+                data = self._peek(self._chunks.redo_length or MAX_CHUNK)
                 if not data:
                     return 0
                 limiter = self.route.limiter if not self._chunks.redo_length else None

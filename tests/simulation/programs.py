@@ -57,6 +57,9 @@ class Program(Behaviour):
             begins, _, lasts = self._options["sick"].partition("@")
             process.after(float(begins), lambda: self._set_sick(process, True))
             process.after(float(begins) + float(lasts), lambda: self._set_sick(process, False))
+        if "prints" in self._options:
+            line, _, seconds = self._options["prints"].partition("@")
+            process.after(float(seconds), lambda: process.machine.write_output(process, line.encode() + b"\n"))
         for number in range(int(self._options.get("lines", 0))):
             process.machine.write_output(process, b"count %d\n" % (number + 1))
 

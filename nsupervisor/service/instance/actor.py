@@ -228,7 +228,8 @@ class Actor:
             self.cgroup, self.workload, self._limits, nursery, self.log_event, self._on_limits_changed
         )
         self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
-        self.output = Output(self.name, self.instance, self.workload.log, self.counters, context)
+        pattern = self.workload.readiness_pattern
+        self.output = Output(self.name, self.instance, self.workload.log, self.counters, context, pattern)
         self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint_later)
 
     @property
@@ -509,6 +510,7 @@ class Actor:
             self.observer.read_counters()  # changes so far belong to the old rules
         if workload.log != self.workload.log:
             self.output.apply_config(workload.log)
+        self.output.set_readiness_pattern(workload.readiness_pattern)
         if workload != self.workload:
             self.decisions.handle(ConfigChanged(workload))
         self.configured, self.workload = configured, workload
@@ -1100,7 +1102,9 @@ class Actor:
                 return
             from nsupervisor.service.instance.probes import Probes  # few workloads have probes
 
-            self._probes = Probes(self.name, self.context, self.log, self.counters, self.post, self._exec_spec)
+            self._probes = Probes(
+                self.name, self.context, self.log, self.counters, self.post, self._exec_spec, self.output
+            )
         self._probes.update(self.lifecycle, self.workload, self.program.pidfd)
 
     @property

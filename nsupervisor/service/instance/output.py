@@ -9,12 +9,14 @@ import attrs
 
 from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.config.expansion import Instance
+from nsupervisor.config.line_patterns import compile_pattern
 from nsupervisor.config.model import LogConfig, LogDestination
 from nsupervisor.keeper.messages import Spawned
 from nsupervisor.logs import (
     Blockage,
     Capture,
     LineSequence,
+    LineWatch,
     LogFile,
     OffsetFile,
     OutputRoute,
@@ -47,6 +49,8 @@ class Output:
     settings: LogConfig
     counters: Counters
     context: ServiceContext
+    readiness_pattern: str | None = None
+    """The pattern of the line that says that the program is ready; None: no line says so."""
     files: dict[str, LogFile] = attrs.field(init=False)
     """The instance's log files by stream; both streams may have the same one."""
     _spawned: Spawned | None = None
@@ -57,6 +61,8 @@ class Output:
     """Offset files of captures that have ended; the next generation continues the line numbers in them."""
     _is_stopping: bool = False
     """Whether the program is being stopped, so that its output must not block it."""
+    _watch: LineWatch | None = attrs.field(init=False, default=None)
+    """Waits for a line of the present generation, or of the one before."""
     _capture_ended: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
 
     _limiter: RateLimiter | None = attrs.field(init=False, default=None)
@@ -98,6 +104,7 @@ class Output:
         labels: dict[str, Any] = {"workload": self.name, "generation": generation, "pid": pid}
         if self.instance is not None:
             labels["instance"] = self.instance
+        watch = self.watch_lines(generation)
         for fd, stream in ((stdout, "stdout"), (stderr, "stderr")):
             route = self._route(stream)
             pipe = self.context.kernel.open_pipe(fd)
@@ -112,11 +119,38 @@ class Output:
                 partial(self._log, labels),
                 self.counters.output[stream].drop,
                 self.counters.output[stream].limit,
+                watch,
             )
             self._captures.add(capture)
             if self._is_stopping:
                 capture.release()
             self.context.nursery.start_soon(self._run, capture)
+
+    def watch_lines(self, generation: int) -> LineWatch | None:
+        """Return what waits for the line that says that a generation is ready; None if no line says so.
+
+        It sees what the program writes from its start on, or from a change of the pattern on.
+        """
+        pattern, watch = self.readiness_pattern, self._watch
+        if watch is not None and (watch.generation, watch.pattern) == (generation, pattern):
+            return watch
+        self.end_watch()
+        if pattern is None:
+            return None
+        self._watch = LineWatch(generation, pattern, compile_pattern(pattern))
+        for capture in self._captures:
+            if capture.labels["generation"] == generation:
+                capture.search_lines(self._watch)
+        return self._watch
+
+    def set_readiness_pattern(self, pattern: str | None) -> None:
+        """Change the pattern that `watch_lines` uses from now on."""
+        self.readiness_pattern = pattern
+
+    def end_watch(self) -> None:
+        """Do not look for a line any more: its program is ready, which has been saved, or cannot become so."""
+        if self._watch is not None:
+            self._watch.end()
 
     def apply_config(self, settings: LogConfig) -> None:
         """Apply changed log settings, also to captures that are running."""
@@ -139,6 +173,7 @@ class Output:
         obey. This remains so for the generation's output, also after the program's end.
         """
         if is_stopping and not self._is_stopping:
+            self.end_watch()
             self.release()
         self._is_stopping = is_stopping
 

@@ -11,7 +11,7 @@ import attrs
 import trio
 
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.config.probes import ProbeConfig, ProbeKind
+from nsupervisor.config.probes import ProbeConfig, ProbeKind, ReadinessConfig
 from nsupervisor.core import events
 from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
 from nsupervisor.core.probes import ProbeResult, ProbeState, begin, handle_result
@@ -19,6 +19,7 @@ from nsupervisor.core.states import State
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.log import InstanceLog
+from nsupervisor.service.instance.output import Output
 from nsupervisor.service.instance.probe_command import MakeSpec, run_probe_command
 
 
@@ -44,6 +45,10 @@ class _Subject(NamedTuple):
     pidfd: int
 
 
+_AWAITS_LINE = State.STARTING, State.RUNNING, State.FROZEN
+"""The states in which a line of the output may still say that the program is ready."""
+
+
 @attrs.define(eq=False)
 class Probes:
     """Runs the probes of one instance while its program runs.
@@ -57,6 +62,7 @@ class Probes:
     counters: Counters
     post: Callable[[events.Event], None]
     exec_spec: MakeSpec
+    output: Output
     latest: dict[ProbeKind, LatestResult] = attrs.field(init=False, factory=dict)
     """The latest results of the probes of the present generation."""
     _running: tuple[object, ...] | None = attrs.field(init=False, default=None)
@@ -69,6 +75,8 @@ class Probes:
         `pidfd`: the program, for probes in its network namespace; -1 if it is not known.
         """
         wanted = self._wanted(lifecycle, workload)
+        if lifecycle.state not in _AWAITS_LINE:
+            self.output.end_watch()
         if wanted == self._running:
             return
         self._scope.cancel()
@@ -120,6 +128,9 @@ class Probes:
 
     async def _watch(self, subject: _Subject, kind: ProbeKind, config: ProbeConfig) -> None:
         """Run a readiness or liveness probe for as long as its program runs."""
+        if isinstance(config, ReadinessConfig) and config.is_own_report:
+            await self._await_report(subject, config)
+            return
         is_passed = subject.is_ready if kind == "readiness" else subject.is_complete
         share = self.context.kernel.random() if is_passed else 0.0
         state = begin(kind, config, trio.current_time(), is_passed=is_passed, share=share)
@@ -127,6 +138,23 @@ class Probes:
             state = await self._probe(subject, kind, config, state)
             if kind == "liveness" and not state.verdict:
                 return  # the program is being ended
+
+    async def _await_report(self, subject: _Subject, config: ReadinessConfig) -> None:
+        """Wait until the program itself says that it is ready, which it does once."""
+        if subject.is_complete:
+            if not subject.is_ready:  # a probe that the configuration does not have any more has failed
+                self.post(events.Ready(subject.generation))
+            return
+        if not subject.becomes_ready or (watch := self.output.watch_lines(subject.generation)) is None:
+            return  # it was started without this, and may have said so long ago
+        began = trio.current_time()
+        line = await watch.wait_found()
+        took_s = trio.current_time() - began
+        result = ProbeResult(True, f"a line of its output: {line}")
+        state = handle_result(begin("readiness", config, began), result, config, trio.current_time())
+        self.latest["readiness"] = LatestResult(state, result, took_s)
+        self.counters.count_probe("readiness", True)
+        self._report(subject.generation, "readiness", state, result, took_s)
 
     async def _probe(self, subject: _Subject, kind: ProbeKind, config: ProbeConfig, state: ProbeState) -> ProbeState:
         """Wait until the next probe is due, send it, and report a new verdict; return the state after it."""

@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from tests.needs import needs
 from tests.service.simulated import Client, make_site, serve, simulated, workload
 
 READY = "readiness = { tcp_socket = { port = 80 }, period_sec = 1, failure_threshold = 2 }"
@@ -125,3 +126,65 @@ async def test_at_most_a_limited_number_of_probes_is_on_its_way(service: Client)
         most = max(most, slots.borrowed_tokens)
         await trio.sleep(0.01)
     assert 0 < most <= slots.total_tokens == 64
+
+
+LINE = "readiness = { log = '^listening_on_[0-9]+$' }"
+
+
+@needs("module:re2")
+@simulated(workload("web", LINE, program="prints=listening_on_80@2") + workload("client", 'requires = ["web"]'))
+async def test_a_line_of_its_output_makes_a_program_ready(service: Client) -> None:
+    await service.until("web", "ready")
+    await service.until("client", "running")
+    assert service.course() == ["execed web#1", "execed client#1"]
+    (record,) = service.records("probe", "web")
+    assert record["message"] == "a line of its output: listening_on_80"
+    assert service.status("web")["probes"]["readiness"]["passes"] is True
+
+
+@needs("module:re2")
+@simulated(workload("web", LINE, "timeout_start_sec = 3", 'restart = "no"', program="prints=not_listening_on_80@2"))
+async def test_a_program_that_does_not_write_the_line_fails_after_its_time(service: Client) -> None:
+    await service.until("web", "failed")
+    assert service.status("web")["reason"] == "not ready within 3 s"
+
+
+@needs("module:re2")
+@simulated(workload("web", LINE, 'restart = "always"', "restart_sec = 0", program="prints=listening_on_80@1"))
+async def test_each_generation_writes_the_line_again(service: Client) -> None:
+    await service.until("web", "ready")
+    assert (await service.command("restart", "web"))["ok"]
+    await service.until_true(lambda: "execed web#2" in service.course())
+    await service.until("web", "ready")
+    assert verdicts(service) == [("readiness", True), ("readiness", True)]
+
+
+@needs("module:re2")
+@simulated(workload("web", program="port=80@0 prints=listening_on_80@1"))
+async def test_a_line_from_before_a_reload_is_not_waited_for(service: Client) -> None:
+    await service.until("web", "running")
+    await service.reload(workload("web", LINE, program="port=80@0 prints=listening_on_80@1"))
+    await trio.sleep(10)
+    assert service.status("web")["ready"], "it was started without a readiness"
+    await service.reload(workload("web", READY, program="port=80@0 prints=listening_on_80@1"))
+    await service.until("web", "ready")
+
+
+@needs("module:re2")
+def test_the_next_supervisor_waits_for_the_line_and_does_not_wait_again() -> None:
+    site = make_site(workload("web", LINE, program="prints=listening_on_80@2"))
+
+    async def until_running(service: Client) -> None:
+        await service.until("web", "running")
+
+    async def until_ready(service: Client) -> None:
+        await service.until("web", "ready")
+
+    async def is_ready(service: Client) -> None:
+        await trio.sleep(100)
+        assert service.state("web") == "ready"
+        assert service.course() == ["execed web#1"]
+
+    serve(site, until_running, stop=False)
+    serve(site, until_ready, stop=False)
+    serve(site, is_ready)
