@@ -548,7 +548,7 @@ def _history_schema() -> dict[str, Any]:
     status = SCHEMAS["Status"]
     own = _object_schema(
         "An object `Status`, and the records that explain it.",
-        optional=("timer",),
+        optional=("timer", "paths"),
         config=_value_schema("string", "Path of the configuration."),
         restart=_value_schema("string", "The workload's restart setting."),
         since=_value_schema("number", "When the supervisor started: seconds since 1970-01-01 UTC."),
@@ -556,6 +556,20 @@ def _history_schema() -> dict[str, Any]:
             "description": "The timer of the workload; null: it has none.",
             "anyOf": [{"type": "null"}, {"$ref": "#/components/schemas/Timer"}],
         },
+        paths=_value_schema(
+            "array",
+            "The files and directories that start it, or have it restarted or reloaded.",
+            items=_object_schema(
+                "One path.",
+                condition=_value_schema("string", "The key: path_exists, path_changed, …"),
+                path=_value_schema("string", "The path, or the pattern, as in the configuration."),
+                action=_value_schema("string", "start, restart or reload."),
+                is_watched=_value_schema("boolean", "Whether it is watched."),
+                is_pending=_value_schema("boolean", "Whether it is to act as soon as it can."),
+                is_suspended=_value_schema("boolean", "Whether it has acted too often, and waits for a start."),
+                problem=_value_schema("string", "Why it does not act, in words; or empty."),
+            ),
+        ),
         log=_object_schema(
             "The files on the supervisor's host that contain its output.",
             file=_value_schema("string?", "Its own log file, that of stdout if it has two; null: it has none."),

@@ -292,7 +292,7 @@ class Watcher:
         while True:
             await self._inotify.wait()
             changed: dict[tuple[_Watch, str], None] = {}  # several changes of one file need one reading
-            for wd, mask in self._inotify.read():
+            for wd, mask, _ in self._inotify.read():
                 if mask & IN_Q_OVERFLOW:
                     changed.update(dict.fromkeys(self._watched_files()))
                 elif mask & IN_IGNORED:

@@ -32,6 +32,7 @@ from nsupervisor.config.model import (
     SupervisorConfig,
     WorkloadConfig,
 )
+from nsupervisor.config.paths import find_path_conflicts
 from nsupervisor.config.positions import KeyPath
 from nsupervisor.config.probes import ASKING_KEYS, ReadinessConfig
 from nsupervisor.config.quoting import did_you_mean, format_path, quoted
@@ -74,6 +75,8 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     for workload in config.workloads.values():
         if any(variant.timer != workload.timer for _, variant in workload.each_variant()):
             yield Conflict(("workload", workload.name, "timer"), "differs between instances; write one for all of them")
+        if any(variant.paths != workload.paths for _, variant in workload.each_variant()):
+            yield Conflict(("workload", workload.name, "paths"), "differ between instances; write them for all of them")
     for _, workload in config.each_variant():
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
@@ -83,6 +86,8 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
             yield Conflict((*path, "timer", key) if key else (*path, "timer"), message)
         for socket_path, message in find_socket_conflicts(workload.sockets, config.supervisor.runtime_directory):
             yield Conflict((*path, "sockets", *socket_path), message)
+        for trigger_path, message in _find_path_conflicts(workload, config):
+            yield Conflict((*path, "paths", *trigger_path), message)
         yield from _namespace_conflicts(workload, path)
         yield from _join_conflicts(workload, path, config)
         yield from _root_conflicts(workload, path)
@@ -105,6 +110,13 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         yield from _rule_conflicts(rule, ("host",), number)
         yield from _victim_conflicts(rule, ("host", "policy", number))
         yield from _rule_limit_conflicts(rule, Resources(), ("host",), number)
+
+
+def _find_path_conflicts(workload: WorkloadConfig, config: Config) -> Iterator[tuple[KeyPath, str]]:
+    if workload.paths:
+        can_reload = workload.signal_of_reload is not None or bool(workload.exec_reload)
+        log_files = workload.own_log_files(config.supervisor.log_directory)
+        yield from find_path_conflicts(workload.paths, workload.type, can_reload, log_files)
 
 
 def _shared_addresses(config: Config) -> Iterator[Conflict]:

@@ -10,6 +10,7 @@ process. In a table that is live, every key is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from nsupervisor.config import limit_kinds as limits
 from nsupervisor.config.conditions import Condition as Condition  # a part of the model like the others
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.kinds import Choice, ListOf, MapOf, PrefixedKeys, TableOf, TablesOf, key
+from nsupervisor.config.paths import PathConfig as PathConfig
 from nsupervisor.config.ports import PUBLISHED_PORT, PublishedPort
 from nsupervisor.config.probes import LivenessConfig, ProbeConfig, ProbeKind, ReadinessConfig, StartupConfig
 from nsupervisor.config.relations import DEPENDENCY, DependencyConfig, to_dependencies
@@ -742,6 +744,12 @@ class WorkloadConfig(Table):
         default=(),
         metadata=key(TablesOf(SocketConfig), "sockets that the service listens on for it, whether it runs or not"),
     )
+    paths: tuple[PathConfig, ...] = field(
+        default=(),
+        metadata=key(
+            TablesOf(PathConfig), "files and directories that start it, or have it restarted or reloaded", live=True
+        ),
+    )
     condition_path_exists: tuple[str, ...] = field(
         default=(),
         metadata=key(
@@ -989,8 +997,25 @@ class WorkloadConfig(Table):
 
     @property
     def starts_with_service(self) -> bool:
-        """Whether it is started when the service starts, and not by its timer."""
-        return self.autostart and not (self.timer.is_set and self.timer.action == "start")
+        """Whether it is started when the service starts, and not by its timer or by a path."""
+        return self.autostart and not self.starts_by
+
+    @property
+    def starts_by(self) -> str:
+        """The cause that starts it in place of the service: "timer", "path", or ""."""
+        if self.timer.is_set and self.timer.action == "start":
+            return "timer"
+        return "path" if any(path.action == "start" for path in self.paths) else ""
+
+    def own_log_files(self, directory: str) -> list[str]:
+        """Return its log files; those without a path of their own are in `directory`."""
+        keys = set(self.log.file_keys().values())
+        files = {os.path.normpath(getattr(self.log, name)) for name in keys if name is not None}
+        if None in keys:
+            files |= {
+                os.path.normpath(f"{directory}/{self.instance_name(instance)}.log") for instance in self.instance_ids
+            }
+        return sorted(files)
 
     @property
     def uses_notify_socket(self) -> bool:

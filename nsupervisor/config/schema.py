@@ -61,6 +61,7 @@ _NAMES: Mapping[type, str] = {
     probes.TcpSocket: "TcpSocket",
     model.TimerConfig: "Timer",
     model.SocketConfig: "Socket",
+    model.PathConfig: "Path",
 }
 """The names of the tables in the schema, which do not follow those of the classes."""
 

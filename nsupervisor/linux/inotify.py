@@ -8,12 +8,18 @@ import struct
 from typing import NamedTuple
 
 IN_MODIFY = 0x2
+IN_ATTRIB = 0x4
+IN_CLOSE_WRITE = 0x8
 IN_MOVED_FROM = 0x40
+IN_MOVED_TO = 0x80
+IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_DELETE_SELF = 0x400
 IN_MOVE_SELF = 0x800
 IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
+IN_ONLYDIR = 0x01000000
+IN_MASK_ADD = 0x20000000
 
 _HEADER = struct.Struct("iIII")  # struct inotify_event: wd, mask, cookie, length of the name that follows
 _BUFFER_SIZE = 65536
@@ -30,6 +36,8 @@ class InotifyEvent(NamedTuple):
 
     wd: int
     mask: int
+    name: str = ""
+    """The name of the file in a watched directory; "": the event is about the watched file itself."""
 
 
 class Inotify:
@@ -68,8 +76,10 @@ class Inotify:
         offset = 0
         while offset < len(data):
             wd, mask, _, length = _HEADER.unpack_from(data, offset)
-            events.append(InotifyEvent(wd, mask))
-            offset += _HEADER.size + length
+            offset += _HEADER.size
+            name = os.fsdecode(data[offset : offset + length].rstrip(b"\0")) if length else ""
+            events.append(InotifyEvent(wd, mask, name))
+            offset += length
         return events
 
     def close(self) -> None:

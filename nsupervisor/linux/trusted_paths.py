@@ -22,7 +22,7 @@ import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Callable, Container, Sequence
 
 SYS_OPENAT2 = 437  # Linux 5.6
 _AT_FDCWD = -100
@@ -540,15 +540,40 @@ def make_in_root(root: int, path: str, is_file: bool) -> int:
         os.close(fd)
 
 
+def walk_directories(path: str, on_directory: Callable[[int, str, bool], None]) -> int:
+    """Find what is at an absolute path; return a descriptor of it (O_PATH, close-on-exec).
+
+    `on_directory` is called before a name is looked up in a directory: with the descriptor of the directory, which is
+    open during the call, the name, and whether it is the last one of the path or of a link. So the caller can watch
+    each directory on the way, and misses no change. Links are followed as by `locate`.
+
+    Raises:
+        UntrustedPathError: another user controls a link.
+        OSError: see open(2).
+    """
+    walk = _Walk(path, trusted_users(), on_directory=on_directory)
+    try:
+        return walk.run()[0]
+    finally:
+        walk.close()
+
+
 class _Walk:
     """Goes along a path part by part, through the links of trusted users; with `follows_all`, through all links."""
 
-    __slots__ = ("_follows_all", "_foreign_links", "_links", "_names", "_path", "_stack", "_users")
+    __slots__ = ("_follows_all", "_foreign_links", "_links", "_names", "_on_directory", "_path", "_stack", "_users")
 
-    def __init__(self, path: str, users: Container[int], follows_all: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        users: Container[int],
+        follows_all: bool = False,
+        on_directory: Callable[[int, str, bool], None] | None = None,
+    ) -> None:
         self._path = path
         self._users = users
         self._follows_all = follows_all
+        self._on_directory = on_directory
         self._foreign_links: list[int] = []  # the owners of the links that other users may control
         self._names = path.split("/")[::-1]
         self._links = 0
@@ -583,6 +608,8 @@ class _Walk:
 
     def _enter(self, name: str) -> None:
         _, directory, trusted = self._stack[-1]
+        if self._on_directory is not None:
+            self._on_directory(directory, name, not self._names)
         fd = os.open(name, _ANY, dir_fd=directory)
         status = os.fstat(fd)
         if not stat.S_ISLNK(status.st_mode):

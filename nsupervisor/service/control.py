@@ -26,6 +26,7 @@ from nsupervisor.core.lifecycle import State
 from nsupervisor.json_codec import decode
 from nsupervisor.linux.peers import Peer
 from nsupervisor.metrics.exposition import Exposition
+from nsupervisor.service.activation.optional import OptionalPathTriggers
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.group.groups import PREFIX, Groups
 from nsupervisor.service.instance.actor import Actor
@@ -54,6 +55,7 @@ class Supervisor:
     jobs: Jobs
     reloader: Reloader
     timers: OptionalTimers
+    paths: OptionalPathTriggers
     actors: Registry
     groups: Groups
     context: ServiceContext
@@ -146,6 +148,7 @@ class Supervisor:
             "restart": actor.workload.restart,
             "since": self.started_at,
             "timer": self.timers.status_of(actor.workload.name),
+            "paths": self.paths.status_of(actor.workload.name),
             "log": {**actor.output.location(), "stream": self.records_file},
             "forgotten": forgotten,
             "records": [decode(line) for line in lines],

@@ -52,7 +52,8 @@ from nsupervisor.logs import Journal, OwnStreams, Tails, open_journal, open_own_
 from nsupervisor.logs.tails import TAILS_DIRECTORY
 from nsupervisor.metrics.exposition import Exposition
 from nsupervisor.metrics.server import serve_metrics
-from nsupervisor.service.activation import Activation
+from nsupervisor.service.activation.optional import OptionalPathTriggers
+from nsupervisor.service.activation.sockets import Activation
 from nsupervisor.service.admission import Admission, serve_workloads
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.control import Supervisor
@@ -604,11 +605,13 @@ async def _supervise(
                 relations = Relations(jobs)
                 context.listeners.add(relations)
                 activation = Activation(jobs, context, nursery)
+                paths = OptionalPathTriggers(jobs, context, nursery)
                 timers = OptionalTimers(jobs, context, nursery, config.supervisor.name)
 
                 def configure(config: Config) -> None:
                     context.sockets.configure(config)
                     activation.configure(config)
+                    paths.configure(config)
                     timers.configure(config)
 
                 exposition = Exposition(journal, context.measures, keeper.pid, errors, timers.metrics)
@@ -616,7 +619,7 @@ async def _supervise(
                 followers = OutputFollowers(context.tails or Tails(directory / TAILS_DIRECTORY))
                 shown = host.mode, tree.shown_path, platform.missing, exposition, followers, platform.records_file
                 supervisor = Supervisor(
-                    jobs, reloader, timers, actors, groups, context, nursery, *shown, event_log=platform.history
+                    jobs, reloader, timers, paths, actors, groups, context, nursery, *shown, event_log=platform.history
                 )
                 async with jobs.membership_lock:  # a reload needs running actors
                     await endpoints.open_api(supervisor, keeper)
@@ -633,6 +636,7 @@ async def _supervise(
                 begin_first_jobs(jobs, saved, nursery)
                 relations.resume()
                 activation.begin(config)
+                paths.begin(config, saved.paths)
                 timers.begin(config, saved.timers)
                 notify_service_manager(journal, "READY=1")
                 report_outcome(journal, directory)

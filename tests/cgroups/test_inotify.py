@@ -43,7 +43,7 @@ def test_a_removed_watch_says_ignored_and_can_be_removed_again(inotify: Inotify,
     (tmp_path / "one").write_text("")
     wd = inotify.add(str(tmp_path / "one"), IN_MODIFY)
     inotify.remove(wd)
-    assert inotify.read() == [(wd, IN_IGNORED)]
+    assert inotify.read() == [(wd, IN_IGNORED, "")]
     inotify.remove(wd)
 
 
@@ -51,7 +51,7 @@ def test_a_removed_file_says_ignored(inotify: Inotify, tmp_path: Path) -> None:
     (tmp_path / "one").write_text("")
     wd = inotify.add(str(tmp_path / "one"), IN_DELETE_SELF)
     (tmp_path / "one").unlink()
-    assert inotify.read() == [(wd, IN_DELETE_SELF), (wd, IN_IGNORED)]
+    assert inotify.read() == [(wd, IN_DELETE_SELF, ""), (wd, IN_IGNORED, "")]
 
 
 def test_too_many_events_say_overflow(inotify: Inotify, tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from nsupervisor.service.run import Platform, run_service
 from tests.simulation import seam
 from tests.simulation.keeper import Keepers
 from tests.simulation.machine import Machine
+from tests.simulation.paths import FileTree, SimulatedPathWatcher
 from tests.simulation.programs import make_program
 from tests.simulation.seam import Life, SupervisorDiedError
 from tests.simulation.timer_host import SimulatedTimerHost, TimerDisk
@@ -144,6 +145,7 @@ class Site:
         self.path, self.header = path, HEADER
         self.machine = Machine(seed)
         self.timer_disk = TimerDisk()
+        self.file_tree = FileTree()
         self.keepers = Keepers(self.machine, make_program)
         self.seed = seed
         self.text = text
@@ -259,7 +261,11 @@ class Site:
             journal.listener = listen
             async with open_reconnecting_keeper(DIRECTORY, (), self.keepers.opener(life)) as keeper:
                 timers = SimulatedTimerHost(self.timer_disk, life)
-                kernel = attrs.evolve(seam.kernel(life, self.read_config), timers=timers)
+                kernel = attrs.evolve(
+                    seam.kernel(life, self.read_config),
+                    timers=timers,
+                    open_path_watcher=lambda: SimulatedPathWatcher(self.file_tree, life),
+                )
                 opened = seam.host(life), kernel, keeper, journal, DIRECTORY, history
                 platform = Platform(*opened, service.signals, service, lambda: None)  # type: ignore[arg-type]
                 status = await run_service(self.config, platform)

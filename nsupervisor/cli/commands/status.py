@@ -250,6 +250,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
         ("timer", _timer(instance)),
+        *(("path", format_path_trigger(path)) for path in instance.get("paths", ())),
         ("command", format_command_line(instance.get("command", ()))),
         ("root", instance.get("root", "")),
         ("pid", str(instance["pid"]) if is_alive else ""),
@@ -285,6 +286,18 @@ def _format_socket(socket: dict[str, Any]) -> str:
     if socket["is_open"]:
         return f"{shown}: {socket['problem']}" if socket["problem"] else shown
     return f"{shown}: not open: {socket['problem'] or 'it is opened at the next start'}"
+
+
+def format_path_trigger(path: dict[str, Any]) -> str:
+    """Return what a path trigger waits for: "path_changed /etc/web.toml: reload", or why it does not act."""
+    shown = f"{path['condition']} {path['path']}: {path['action']}"
+    if path["is_suspended"]:
+        return f"{shown}, suspended: {path['problem']}"
+    if path["problem"]:
+        return f"{shown}: {path['problem']}"
+    if not path["is_watched"]:
+        return f"{shown}, not watched yet"
+    return f"{shown}, as soon as it can" if path["is_pending"] else shown
 
 
 def output_rows(lines: Sequence[LogLine], now: datetime, colour: bool, width: int) -> list[str]:

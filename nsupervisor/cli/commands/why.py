@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import click
 
 from nsupervisor.api.client import Client
-from nsupervisor.cli.commands.status import COLOURS, format_blockage
+from nsupervisor.cli.commands.status import COLOURS, format_blockage, format_path_trigger
 from nsupervisor.cli.episodes import group_episodes, is_standalone
 from nsupervisor.cli.options import json_option, socket_option
 from nsupervisor.cli.output import print_json
@@ -174,11 +174,13 @@ class Renderer:
             yield f"{format_count(instance['generation'], 'start')}{restarts}"
 
     def timer(self) -> Iterator[str]:
-        """Yield when its timer runs next, and what became of the last time."""
+        """Yield when its timer runs next, what became of the last time, and what its paths wait for."""
         if timer := self.instance.get("timer"):
             from nsupervisor.cli.timers import describe_timer  # only here, since few workloads have a timer
 
             yield f"timer: {escape_control(describe_timer(timer))}"
+        for path in self.instance.get("paths", ()):
+            yield f"path: {escape_control(format_path_trigger(path))}"
 
     @property
     def never_failed(self) -> bool:

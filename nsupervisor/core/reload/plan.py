@@ -256,7 +256,7 @@ def _decide_new(workload: WorkloadConfig, siblings_seen: Iterable[CurrentInstanc
     if not siblings:
         if workload.starts_with_service:
             return InstanceAction.START, "new"
-        why = "its timer starts it" if workload.autostart else "not started: autostart = false"
+        why = f"its {workload.starts_by} starts it" if workload.autostart else "not started: autostart = false"
         return InstanceAction.NONE, f"new, and {why}"
     old = siblings[0].workload
     reason = "new" if old.instances == workload.instances else _instances_change(old, workload)

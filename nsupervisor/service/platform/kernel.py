@@ -6,11 +6,13 @@ journal. Time is trio's clock. `nsupervisor.service.run` opens the real ones and
 `tests/simulation` runs the same service on others.
 """
 
+from __future__ import annotations
+
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
@@ -39,6 +41,9 @@ from nsupervisor.service.platform.start_conditions import find_unmet_condition
 from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
 from nsupervisor.service.platform.timer_host import LinuxTimerHost, TimerHost
 
+if TYPE_CHECKING:
+    from nsupervisor.service.platform.path_watcher import OpenPathWatcher, PathWatcher
+
 
 class Processes(Protocol):
     """Facts about processes, and their descriptors: the functions of `nsupervisor.linux.processes`."""
@@ -63,6 +68,12 @@ OpenNotifySocket = Callable[[Path, tuple[int, int] | None, int], AbstractContext
 """Opens a notify socket: its path, its owner, and the descriptor of one that exists or -1. Raises OSError."""
 IsPartOf = Callable[[int, str, str], bool]
 """Whether a process is part of an instance, as `nsupervisor.cgroups.membership.is_part_of`."""
+
+
+def _open_path_watcher() -> PathWatcher:
+    from nsupervisor.service.platform.path_watcher import InotifyWatcher  # few configurations have path triggers
+
+    return InotifyWatcher()
 
 
 async def _probe(config: ProbeConfig, pidfd: int) -> ProbeResult:
@@ -126,6 +137,8 @@ class Kernel:
     """Sockets that the service listens on for workloads."""
     timers: TimerHost = attrs.field(factory=LinuxTimerHost)
     """The wall clock, time zones, and what is remembered of timers."""
+    open_path_watcher: OpenPathWatcher = _open_path_watcher
+    """Opens what looks at paths, and watches them."""
     random: Callable[[], float] = random.random
     """Returns a random number from [0, 1), for the jitter of delays."""
 

@@ -64,6 +64,7 @@ OTHER_HIERARCHY = "it depends on who runs it, and where: the service has a cgrou
 _RuleT = TypeVar("_RuleT", bound=Rule)
 
 NOT_YET_PRESENT = "it may be there when it is started"
+NO_EVENTS_REASON = "changes by this host are noticed"
 IMAGE_REASON = "its workload cannot be started before it is loaded"
 
 
@@ -254,6 +255,7 @@ def unmet_requirements(
                     *_unusable_networks(variant, config.network, runs_here),
                     *_unknown_users(variant),
                     *_unknown_time_zones(variant, runs_here),
+                    *_paths_without_events(variant),
                     *([] if runs_here else _missing_files(variant)),
                     *([] if runs_here else _wrong_environment_files(variant)),
                 )
@@ -395,6 +397,18 @@ def _unknown_time_zones(workload: WorkloadConfig, runs_here: bool) -> Iterator[_
         make_schedule(workload.timer, workload.name, "", lambda name: find_zone(name or "UTC"))
     except LookupError as error:
         yield ("timer",), str(error.args[0]), "" if runs_here else OTHER_HIERARCHY
+
+
+def _paths_without_events(workload: WorkloadConfig) -> Iterator[_Finding]:
+    """Yield a warning for each path on a file system that reports no changes of others."""
+    if not workload.paths:
+        return
+    from nsupervisor.service.platform.file_systems import file_system_without_events  # few workloads have paths
+
+    for number, path in enumerate(workload.paths):
+        if kind := file_system_without_events(path.path):
+            text = f"{quoted(path.path)} is on {kind}, which does not report changes that others make (inotify(7)): "
+            yield ("paths", number, path.condition), f"{text}write a path on a local disk, or a timer", NO_EVENTS_REASON
 
 
 def _unknown_users(workload: WorkloadConfig) -> Iterator[_Finding]:

@@ -24,6 +24,7 @@ from nsupervisor.config.model import KillMode
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Lifecycle
+from nsupervisor.core.path_triggers import PathTriggerState
 from nsupervisor.core.rules.rules import RuleState as RuleMemory
 from nsupervisor.core.serialize import from_json, to_json_sparse
 from nsupervisor.core.timers.state import RunMode, TimerState
@@ -173,6 +174,14 @@ class TimerCheckpoint:
     """With `pending`: the latest generation of each instance when it was decided."""
 
 
+@attrs.frozen
+class PathCheckpoint:
+    """The state of the path triggers of one workload that the next supervisor needs."""
+
+    triggers: Mapping[str, PathTriggerState] = attrs.field(factory=dict, metadata=wire("paths"))
+    """By `PathConfig.identity`."""
+
+
 def _ignore_problem(problem: str) -> None:
     """Ignore a problem of the state file."""
 
@@ -233,6 +242,11 @@ class StateFile:
         """Save the checkpoint of the timer of a workload; None removes it."""
         line = _encode_line({"timer": workload, "is": None if checkpoint is None else to_json_sparse(checkpoint)})
         self._save_line(_line_key("timer", workload), line, checkpoint is None)
+
+    def save_paths(self, workload: str, checkpoint: PathCheckpoint | None) -> None:
+        """Save the checkpoint of the path triggers of a workload; None removes it."""
+        line = _encode_line({"paths": workload, "is": None if checkpoint is None else to_json_sparse(checkpoint)})
+        self._save_line(_line_key("paths", workload), line, checkpoint is None)
 
     def _save_line(self, key: str, line: bytes, is_removed: bool = False) -> None:
         before = self._lines.get(key, b"")
@@ -332,9 +346,11 @@ class SavedState:
     instances: Mapping[str, InstanceCheckpoint] = attrs.field(factory=dict)
     groups: Mapping[str, GroupCheckpoint] = attrs.field(factory=dict)
     timers: Mapping[str, TimerCheckpoint] = attrs.field(factory=dict)
+    paths: Mapping[str, PathCheckpoint] = attrs.field(factory=dict)
+    """By the name of the workload."""
     lines: Mapping[str, bytes] = attrs.field(factory=dict)
     """The current lines by instance, or by "group " and the full name of a group, for reuse if they do not change;
-    those of timers by "timer " and the name of the workload."""
+    those of timers and paths by "timer " or "paths " and the name of the workload."""
     problem: str = ""
     """The fault of the file and its new path; the other fields hold the readable part."""
 
@@ -356,6 +372,7 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
     records: dict[str, InstanceCheckpoint] = {}
     groups: dict[str, GroupCheckpoint] = {}
     timers: dict[str, TimerCheckpoint] = {}
+    paths: dict[str, PathCheckpoint] = {}
     try:
         lines = data.split(b"\n")
         about = _read_line(lines[0])
@@ -367,7 +384,7 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
             entry = _read_line(line)
             if not isinstance(entry, dict):
                 raise ValueError(f"has a {type(entry).__name__} in place of an object")
-            kind = next((kind for kind in ("name", "group", "timer") if kind in entry), "")
+            kind = next((kind for kind in ("name", "group", "timer", "paths") if kind in entry), "")
             if kind in entry:  # otherwise a later version wrote it
                 latest[kind, entry[kind]] = entry["is"]
                 written[_line_key(kind, entry[kind])] = line + b"\n"
@@ -384,6 +401,8 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
                 groups[name] = from_json(GroupCheckpoint, values, ignore_unknown=True)
             elif kind == "timer":
                 timers[name] = from_json(TimerCheckpoint, values, ignore_unknown=True)
+            elif kind == "paths":
+                paths[name] = from_json(PathCheckpoint, values, ignore_unknown=True)
             else:
                 records[name] = from_json(InstanceCheckpoint, values, ignore_unknown=True)
         except ValueError as error:
@@ -396,8 +415,9 @@ def read_state(directory: Path, move_aside: bool = True, files: Files = KERNEL_F
         *records,
         *(_line_key("group", name) for name in groups),
         *(_line_key("timer", name) for name in timers),
+        *(_line_key("paths", name) for name in paths),
     ]
-    return SavedState(about, records, groups, timers, {name: written[name] for name in names}, problem)
+    return SavedState(about, records, groups, timers, paths, {name: written[name] for name in names}, problem)
 
 
 def boot_id() -> str:

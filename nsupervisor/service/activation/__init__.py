@@ -1,0 +1,1 @@
+"""Starts of workloads by what others do: connections, and changes of files."""
