@@ -7,7 +7,9 @@ import re
 import sys
 
 from tests import isolation
-from tests.escape import expected, parties
+from tests.escape import expected, parties, rooted
+from tests.escape.parties import Results
+from tests.escape.targets import Targets
 from tests.needs import ROOT
 
 PAGE = ROOT / "docs" / "security.md"
@@ -20,6 +22,16 @@ OURS = {
     "rootless": "rootless",
 }
 """Party → the head of its column."""
+OWN_ROOTS = {
+    "own root, strict": '`profile = "strict"`',
+    "own root, rootless": "rootless",
+    "own root, joined": "joined namespaces",
+    "own root, CNI": "network of plugins",
+    "own root, socket": "`sockets`",
+}
+"""The same, of those with a root and a network of their own."""
+OTHERS = {"landlock": "`security.landlock`", "exec": "`exec`", "exec --debug": "`exec --debug`"}
+"""The same, of further ones with the host's root and network."""
 THEIRS = ("podman", "runc", "crun", "bubblewrap")
 SHARED = ("podman, host's", "bubblewrap, host's")
 
@@ -48,13 +60,19 @@ def measure() -> None:
     expected.MEASURED.write_text(json.dumps(data, indent=1) + "\n")
 
 
+def our_results(targets: Targets, baselines: dict[str, str], outside: bool = False) -> dict[str, Results]:
+    """Run the attempts in our workloads that have the host's root; see `rooted` for the others."""
+    workloads = parties.WORKLOADS | baselines | parties.possible(parties.OPTIONAL)
+    results = parties.workload_results(targets, workloads, outside=outside, sessions=parties.SESSIONS)
+    return results | parties.rootless_results(targets)
+
+
 def close_gaps() -> None:
     """Run the attempts in our workloads, and remove the gaps that are closed from expected.toml."""
     entered = isolation.enter()
     try:
         with parties.new_targets() as targets:
-            results = parties.workload_results(targets, parties.WORKLOADS)
-            results |= parties.rooted_results(targets) | parties.rootless_results(targets)
+            results = our_results(targets, {}) | rooted.results()
     finally:
         for problem in isolation.leave(entered):
             print(problem)
@@ -76,39 +94,51 @@ def comparison() -> str:
     """Return the tables: totals, rows of the sandbox itself, rows that follow from a shared root and network."""
     listed = parties.listed()
     measured = expected.measured()
-    ours = {name: rows.allowed | rows.gaps for name, rows in expected.expected().items()}
-    gaps = {name: rows.gaps for name, rows in expected.expected().items()}
+    wanted = expected.expected()
+    assert set(wanted) == {*OURS, *OWN_ROOTS, *OTHERS}
+    allowed = measured | {name: rows.allowed | rows.gaps for name, rows in wanted.items()}
     versions = json.loads(expected.MEASURED.read_text())["versions"]
-    heads = [OURS[name] for name in ours]
 
     def cell(party: str, name: str) -> str:
-        allowed = name in ours[party] if party in ours else name in measured[party]
-        return "gap" if name in gaps.get(party, ()) else "allowed" if allowed else "·"
+        is_gap = party in wanted and name in wanted[party].gaps
+        return "gap" if is_gap else "allowed" if name in allowed[party] else "·"
 
-    def totals(title: str, shares: bool, peers: tuple[str, ...]) -> str:
+    def totals(title: str, ours: dict[str, str], shares: bool, peers: tuple[str, ...]) -> str:
         names = {row["name"] for row in listed if bool(row["shares"]) == shares}
-        counted = [ours[party] & names for party in ours] + [measured[party] & names for party in peers]
-        none = measured["none"] & names
+        counted = [allowed[party] & names for party in (*ours, *peers, "none")]
         peer_heads = [f"{name.split(',')[0]} {versions[name.split(',')[0]]}" for name in peers]
-        head = ["", *heads, *peer_heads, '`profile = "none"`']
-        return table(head, [[f"{title}: {len(names)}", *(str(len(rows)) for rows in counted), str(len(none))]])
+        head = ["", *ours.values(), *peer_heads, '`profile = "none"`']
+        return table(head, [[f"{title}: {len(names)}", *(str(len(rows)) for rows in counted)]])
 
-    def detail(shares: bool, peers: tuple[str, ...]) -> str:
+    def detail(ours: dict[str, str], shares: bool, peers: tuple[str, ...]) -> str:
         shown = [row for row in listed if bool(row["shares"]) == shares]
-        columns = [*ours, *peers]
-        lines = [[row["description"], *(cell(party, row["name"]) for party in columns)] for row in shown]
+        lines = [[row["description"], *(cell(party, row["name"]) for party in (*ours, *peers))] for row in shown]
         lines = [line for line in lines if set(line[1:]) != {"·"}]
-        return table(["attempt", *heads, *(name.split(",")[0] for name in peers)], lines)
+        return table(["attempt", *ours.values(), *(name.split(",")[0] for name in peers)], lines)
 
+    def both(ours: dict[str, str]) -> str:
+        """Return all rows that are allowed in one of several parties."""
+        lines = [[row["description"], *(cell(party, row["name"]) for party in ours)] for row in listed]
+        return table(["attempt", *ours.values()], [line for line in lines if set(line[1:]) != {"·"}])
+
+    sandbox, shared = "attempts on the sandbox itself", "attempts on what is shared on purpose"
     return "\n\n".join(
         (
             f"{len(listed)} attempts. The numbers are those that succeed.",
-            totals("attempts on the sandbox itself", False, THEIRS),
-            totals("attempts on what is shared on purpose: the host's root and network", True, SHARED),
+            totals(sandbox, OURS, False, THEIRS),
+            totals(f"{shared}: the host's root and network", OURS, True, SHARED),
+            "Further workloads with a root and a network of their own:",
+            totals(sandbox, OWN_ROOTS, False, ("podman",)),
+            totals(shared, OWN_ROOTS, True, SHARED[:1]),
+            "Landlock with files for reading only and no ports, and the commands of an operator in a default workload:",
+            totals(sandbox, OTHERS, False, ("podman",)),
+            totals(shared, OTHERS, True, SHARED[:1]),
             "Attempts on the sandbox that succeed in at least one of them:",
-            detail(False, THEIRS),
+            detail(OURS, False, THEIRS),
             "Attempts that follow from sharing the host's root and network, here with the same for the others:",
-            detail(True, SHARED),
+            detail(OURS, True, SHARED),
+            "Attempts that succeed in at least one of the further workloads:",
+            both(OWN_ROOTS | OTHERS),
         )
     )
 

@@ -6,22 +6,25 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from nsupervisor.cgroups import directories
 from tests.deployment.conftest import show_interpreter
 from tests.escape.targets import ATTEMPTS, Targets, prepared
-from tests.needs import ROOT, cgroup_directories
+from tests.needs import ROOT, cgroup_directories, missing
 from tests.timing import deadline
 
 PYTHON = "/usr/bin/python3"
 NSUPERVISOR = [sys.executable, "-m", "nsupervisor"]
-TIMEOUT_S = 90.0
+TIMEOUT_S = 180.0
 
 Results = dict[str, dict[str, object]]
 """Name of an attempt → its line of output, {"name", "allowed", "detail"}."""
+Commands = Mapping[str, list[str]]
+"""Party → its command."""
 
 DEFAULT = 'security = { profile = "default" }'
 WORKLOADS = {
@@ -35,13 +38,27 @@ BASELINES = {"none": 'security = { profile = "none" }'}
 """The same without a security profile: it shows which attempts can succeed at all."""
 
 
-ROOTED = {"own root": f"namespaces = {{ network = true }}\n{DEFAULT}"}
-"""The same with a root file system of its own, see `rooted_results`."""
+LANDLOCK = """
+[workload.landlock.security]
+profile = "default"
+landlock.read = ["/"]
+landlock.execute = ["/usr"]
+landlock.write = ["/dev/null"]
+landlock.connect_tcp = []
+landlock.bind_tcp = []
+landlock.scope = ["abstract-unix-socket", "signal"]
+"""
+OPTIONAL = {"landlock": LANDLOCK}
+"""The same, for machines that have what they need, see `NEEDS`."""
+SESSIONS = {"exec": DEFAULT, "exec --debug": f"autostart = false\n{DEFAULT}"}
+"""Commands that an operator executes in a workload with these keys: it runs `sleep`, or with `--debug` nothing."""
 
 ROOTLESS_USER = 64321
 """Without a name and a home."""
 ROOTLESS = {"rootless": f"namespaces = {{ user = true }}\n{DEFAULT}"}
 """The same for a service without root, which has a delegated cgroup."""
+NEEDS = {"landlock": ("landlock:6",), "own root, CNI": ("program:iptables", "program:host-local")}
+"""Party → what it needs of the machine beyond the others."""
 
 
 def command(targets: Targets, **values: object) -> list[str]:
@@ -86,9 +103,14 @@ def run(arguments: list[str], targets: Targets, **options: object) -> Results:
         raise ValueError(f"{arguments[0]}: {error}; {done.stderr[-2000:]}") from None
 
 
-def configuration(targets: Targets, workloads: dict[str, str], directory: Path, argv: list[str] | None = None) -> str:
+def possible(parties: Mapping[str, str]) -> dict[str, str]:
+    """Return the parties that this machine has everything for."""
+    return {name: keys for name, keys in parties.items() if not any(map(missing, NEEDS.get(name, ())))}
+
+
+def configuration(targets: Targets, workloads: dict[str, str], directory: Path, commands: Commands) -> str:
     """Return the text of a configuration with one workload per party; the service's files are in `directory`."""
-    argv = argv or command(targets, runtime=f"{directory}/run")
+    argv = command(targets, runtime=f"{directory}/run")
     lines = [
         "[supervisor]",
         f'name = "escape-{os.getpid()}"',
@@ -98,7 +120,7 @@ def configuration(targets: Targets, workloads: dict[str, str], directory: Path, 
     for name, keys in workloads.items():
         lines += [
             f'[workload."{identifier(name)}"]',
-            f"command = {json.dumps(argv)}",
+            f"command = {json.dumps(commands.get(name, argv))}",
             'restart = "no"',
             keys,
         ]
@@ -107,7 +129,7 @@ def configuration(targets: Targets, workloads: dict[str, str], directory: Path, 
 
 def identifier(party: str) -> str:
     """Return the name of a party's workload."""
-    return party.replace(" ", "-").replace(",", "")
+    return party.replace(" --", "-").replace(" ", "-").replace(",", "")
 
 
 @contextmanager
@@ -148,25 +170,32 @@ def workload_results(
     start: list[str] | None = None,
     directory: Path | None = None,
     outside: bool = False,
-    argv: list[str] | None = None,
+    commands: Commands = MappingProxyType({}),
+    sessions: Mapping[str, str] = MappingProxyType({}),
+    further: str = "",
 ) -> dict[str, Results]:
     """Run the attempts in workloads of one service, at the same time; return the results by party.
 
     start, directory: the command of the service without its file, and the place of its files, if it is not to run as
-    the present user. outside: make them also without a sandbox, afterwards, as the party "unconfined". argv: another
-    command of the attempts.
+    the present user. outside: make them also without a sandbox, afterwards, as the party "unconfined". commands: other
+    commands of the attempts, by party. sessions: parties whose attempts are executed in a workload, afterwards.
+    further: the rest of the configuration.
     """
     directory = directory or targets.directory
     file = directory / "nsupervisor.toml"
     (directory / "run").mkdir(exist_ok=True)
-    file.write_text(configuration(targets, workloads, directory, argv))
+    sleeping = {name: ["sleep", "1000"] for name in sessions}
+    text = configuration(targets, {**workloads, **sessions}, directory, {**commands, **sleeping})
+    file.write_text(text + further)
     lines: dict[str, list[str]] = {identifier(name): [] for name in workloads}
     waiting = set(lines)
     said: list[str] = []
     with serving([*(start or [*NSUPERVISOR, "run"]), str(file)], targets) as records:
         for record in records:
             name = str(record.get("workload"))
-            if record.get("event") == "output":
+            if name not in lines:
+                pass
+            elif record.get("event") == "output":
                 lines[name].append(str(record["message"]))
                 if '"end"' in str(record["message"]):
                     waiting.discard(name)
@@ -177,24 +206,26 @@ def workload_results(
                 break
         else:
             raise ValueError(f"the service has ended early: {said[-5:]}")
-        unconfined = {"unconfined": run(command(targets), targets)} if outside else {}
-    return {name: parsed(lines[identifier(name)]) for name in workloads} | unconfined
+        others = session_results(targets, sessions, directory)
+        if outside:
+            others["unconfined"] = run(command(targets), targets)
+    return {name: parsed(lines[identifier(name)]) for name in workloads} | others
 
 
-def rooted_results(targets: Targets) -> dict[str, Results]:
-    """Run the attempts in a workload with a root file system and a network of its own, as in the other programs."""
-    from tests.escape import peers  # which imports this module
-
-    directory = targets.directory / "rooted"
-    directory.mkdir()
-    root = peers.root_file_system(directory)
-    keys = "".join(f'{keys}\nroot = {{ path = "{root}" }}' for keys in ROOTED.values())
-    argv = peers.own(targets, runtime=f"{directory}/run")
-    return workload_results(targets, dict.fromkeys(ROOTED, keys), directory=directory, argv=argv)
+def session_results(targets: Targets, sessions: Mapping[str, str], directory: Path) -> dict[str, Results]:
+    """Run the attempts by `nsupervisor exec`, or `exec --debug`, as the name of each party says."""
+    socket = f"--socket={directory}/run/api.sock"
+    argv = command(targets, runtime=f"{directory}/run")
+    return {
+        name: run([*NSUPERVISOR, *name.split(), socket, identifier(name), "--", *argv], targets, cwd=ROOT)
+        for name in sessions
+    }
 
 
-def rootless_results(targets: Targets) -> dict[str, Results]:
-    """Run the attempts in a workload of a service without root, which has cgroups of its own."""
+def rootless_results(
+    targets: Targets, workloads: dict[str, str] = ROOTLESS, commands: Commands = MappingProxyType({})
+) -> dict[str, Results]:
+    """Run the attempts in workloads of a service without root, which has cgroups of its own."""
     directory = targets.directory / "rootless"
     (directory / "run").mkdir(parents=True)
     for path in (directory, directory / "run"):
@@ -212,7 +243,7 @@ def rootless_results(targets: Targets) -> dict[str, Results]:
         user = f"--reuid {ROOTLESS_USER} --regid {ROOTLESS_USER} --clear-groups"
         script += f'cd {directory}\nexec setpriv {user} env PYTHONPATH={ROOT} "$@"'
         start = ["unshare", "--mount", "sh", "-euc", script, "sh", *NSUPERVISOR, "run"]
-        return workload_results(targets, ROOTLESS, start, directory)
+        return workload_results(targets, workloads, start, directory, commands=commands)
     finally:
         for cgroup in delegated:
             directories.remove(str(cgroup))

@@ -21,7 +21,8 @@ namespaces = { network = true }
 
 [workload.side]
 command = ["sleep", "1000"]
-namespaces = { network = "workload:web", uts = "workload:web" }
+namespaces = { network = "workload:web", uts = "workload:web", ipc = "workload:web" }
+security = { profile = "default" }
 """
 
 
@@ -36,6 +37,7 @@ async def test_a_sidecar_follows_the_program_whose_network_it_joins(tmp_path):
         assert network(await it.pid("side")) == first != network(os.getpid())
         assert (await it.cli("exec", "side", "--", "uname", "-n")).strip() == "web"
         assert (await it.cli("exec", "side", "--", "readlink", "/proc/self/ns/net")).strip() == first
+        assert int(await it.cli("exec", "side", "--", "stat", "-c", "%d", "/dev/shm")) != os.stat("/dev/shm").st_dev
         os.kill(await it.pid("web"), signal.SIGKILL)
         await it.record(event="started", workload="web", generation=2)
         await it.record(event="started", workload="side", generation=2)

@@ -195,7 +195,7 @@ def sandbox_operations(spec: Spec, resolved: tuple[Any, ...], has_tree: bool = F
     has_user = "user" in spec.namespaces
     return sandbox.operations(
         resolved,
-        "ipc" in spec.namespaces,
+        "ipc" in spec.namespaces or "ipc" in spec.joins,
         "pid" in spec.namespaces,
         not has_user and sandbox.can_make_nodes(),
         file_creator_ids(spec) if has_user else None,

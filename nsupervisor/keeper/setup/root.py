@@ -219,11 +219,25 @@ def _paths(spec: Spec) -> list[tuple[str, str]]:
     return sorted(found, key=lambda entry: entry[0].removeprefix("-").split("/"))
 
 
+def _without_merged_link(root: int, path: str) -> str:
+    """Return a path below /lib as one below /usr/lib if /lib is a link to it in the root, and so for /bin and others.
+
+    Only a link with exactly this target counts, so the owner of the root chooses no other place by it.
+    """
+    top, _, rest = path[1:].partition("/")
+    try:
+        if rest and os.readlink(top, dir_fd=root).removeprefix("/") == f"usr/{top}":
+            return f"/usr{path}"
+    except OSError:
+        pass
+    return path
+
+
 def _find(root: int, given: str) -> int:
     """Open a path of the sandbox; -1 if it may be left out. Raises StepError."""
     path = given.removeprefix("-")
     try:
-        return open_in_root(root, path, follows=False)
+        return open_in_root(root, _without_merged_link(root, path), follows=False)
     except OSError as error:
         if sandbox.is_system(path) and error.errno in (errno.ENOENT, *_LINK_ERRORS):
             return -1

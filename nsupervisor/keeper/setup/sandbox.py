@@ -389,10 +389,10 @@ def operations(
 ) -> tuple[Operation, ...]:
     """Return the system calls that give a program in a new mount namespace this view.
 
-    `has_ipc`, `has_pid`: of which further new namespaces there are. `makes_nodes`: device nodes are made; otherwise
-    those of the host are bound. `owner`: (uid, gid) of new files in a user namespace without root. `has_tty_group`:
-    the group of terminals is in the user namespace. `has_tree`: result `TREE` is a tree of `clone_tree`. `is_writable`:
-    mounts of the program have destinations in /dev that are to be made.
+    `has_ipc`: the IPC namespace is new or joined. `has_pid`: there is a new PID namespace. `makes_nodes`: device nodes
+    are made; otherwise those of the host are bound. `owner`: (uid, gid) of new files in a user namespace without root.
+    `has_tty_group`: the group of terminals is in the user namespace. `has_tree`: result `TREE` is a tree of
+    `clone_tree`. `is_writable`: mounts of the program have destinations in /dev that are to be made.
     """
     devices, proc, paths = resolved
     if "subset=pid" in proc:  # it shows nothing else

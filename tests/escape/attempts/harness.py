@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-TIMEOUT_S = 10 * float(os.environ.get("NSUPERVISOR_TEST_SLOWDOWN", "1"))
+TIMEOUT_S = 30 * float(os.environ.get("NSUPERVISOR_TEST_SLOWDOWN", "1"))
 """Seconds after which an attempt is killed."""
 AT_ONCE = 8
 """Attempts that run at the same time: most wait for the kernel."""

@@ -144,6 +144,21 @@ def host_port() -> str:
     return connects(socket.AF_INET, ("127.0.0.1", targets["port"]))
 
 
+@attempt()
+def host_port_by_gateway() -> str:
+    """Connect to a port of the host's loopback device by the gateway of the own network."""
+    if os.stat("/proc/self/ns/net").st_ino == targets["namespaces"]["net"]:  # type: ignore[index]
+        raise RefusedError("the network is the host's")
+    names = [name for _, name in socket.if_nameindex() if name != "lo"]
+    if not names:
+        raise RefusedError("there is no gateway")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, names[0].encode())
+        sock.settimeout(2)
+        sock.connect(("127.0.0.1", targets["port"]))
+    return f"connected by {names[0]}"
+
+
 @attempt("network")
 def host_devices() -> str:
     """See the network devices of the host."""

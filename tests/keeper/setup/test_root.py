@@ -201,6 +201,26 @@ async def test_a_link_in_place_of_a_protected_directory_is_not_followed(harness:
     assert "a part of it is a symbolic link in the root" in result.failure.message
 
 
+@pytest.mark.parametrize("target", ["usr/lib", "/usr/lib", "/opt"])
+async def test_paths_below_lib_are_protected_where_it_is_a_link_to_usr_lib(
+    harness: Harness, root: Path, target: str
+) -> None:
+    """The profile "strict" hides /lib/modules, and refused each root whose /lib is a link, as that of Debian."""
+    (root / "usr").mkdir(exist_ok=True)
+    if (root / "lib").exists():
+        (root / "lib").rename(root / "usr/lib")
+    (root / "usr/lib/modules").mkdir(parents=True)
+    (root / "usr/lib/modules/file").touch()
+    (root / "lib").symlink_to(target)
+    sandbox = {**SANDBOX, "paths": [["-/lib/modules", "inaccessible"]]}
+    result = await run(harness, root, "ls", "/usr/lib/modules", sandbox=sandbox)
+    if target == "/opt":
+        assert result.failure is not None
+        assert "a part of it is a symbolic link in the root" in result.failure.message
+    else:
+        assert (result.stdout, result.failure) == ("", None)
+
+
 @pytest.mark.parametrize("target", ["/", "../../../../../../.."])
 async def test_a_working_directory_that_is_a_link_stays_inside(harness: Harness, root: Path, target: str) -> None:
     (root / "work").symlink_to(target)
