@@ -60,7 +60,7 @@ EXEMPT = {
     "notify_socket.py": RUNTIME,
     "service/admission.py": RUNTIME,
     "service/instance/output.py": RUNTIME,
-    "service/observe/stats.py": KERNEL,
+    "service/platform/traffic.py": KERNEL,
     "service/recovery/upgrade.py": RUNTIME,
     "service/recovery/upgrade_guard.py": RUNTIME,
     "service/reload/persist.py": "the configuration, whose author commands the service",

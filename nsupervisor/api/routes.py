@@ -306,6 +306,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         pids_current=_value_schema("integer?", "Processes and threads."),
         pids_max=_value_schema("integer?", "null: no limit."),
         cpu_usage_usec=_value_schema("integer?", "Processor time so far, microseconds."),
+        network_receive_bytes=_value_schema(
+            "integer?", "Bytes over the devices of its own network namespace; null: it uses the host's, or is down."
+        ),
+        network_transmit_bytes=_value_schema("integer?", "As network_receive_bytes."),
+        network_receive_packets=_value_schema("integer?", "Packets; as network_receive_bytes."),
+        network_transmit_packets=_value_schema("integer?", "As network_receive_packets."),
         last_exit={
             "description": "How the last generation ended.",
             "anyOf": [
@@ -346,9 +352,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         io_read_bytes=_value_schema("integer?", "From block devices."),
         io_write_bytes=_value_schema("integer?", "To block devices."),
         network_receive_bytes=_value_schema(
-            "integer?", "Bytes over the devices of its own network namespace; null: it uses the host's."
+            "integer?", "Bytes over the devices of its own network namespace; null: it uses the host's, or is down."
         ),
         network_transmit_bytes=_value_schema("integer?", "As network_receive_bytes."),
+        network_receive_packets=_value_schema("integer?", "Packets; as network_receive_bytes."),
+        network_transmit_packets=_value_schema("integer?", "As network_receive_packets."),
         cpu_stalled_usec=_value_schema("integer?", "Time in which a task of it waited for a processor, microseconds."),
         memory_stalled_usec=_value_schema("integer?", "Time in which a task of it waited for memory, microseconds."),
         io_stalled_usec=_value_schema(

@@ -214,6 +214,16 @@ def _io_values(key: str) -> Callable[[InstanceSnapshot], Values]:
     return values
 
 
+def _traffic_value(key: str) -> Callable[[InstanceSnapshot], Values]:
+    """Return a function that yields one value of the network; none for the host's network."""
+
+    def values(instance: InstanceSnapshot) -> Values:
+        value = instance.traffic.get(key)
+        return [] if value is None else [({}, value)]
+
+    return values
+
+
 FAMILIES = (
     Family("state", "gauge", "1 for the state that the workload is in, 0 for all others.", _state_values),
     Family("ready", "gauge", "1 while it is up: ready, if it reports that.", lambda i: [({}, i.is_ready)]),
@@ -275,6 +285,30 @@ FAMILIES = (
     Family("pids_max", "gauge", "Process limit (pids.max); none: no limit.", _file_value("pids.max"), shared=True),
     Family("io_read_bytes", "counter", "Bytes read, by device (io.stat).", _io_values("rbytes")),
     Family("io_written_bytes", "counter", "Bytes written, by device (io.stat).", _io_values("wbytes")),
+    Family(
+        "network_receive_bytes",
+        "counter",
+        "Bytes received over the devices of its own network.",
+        _traffic_value("network_receive_bytes"),
+    ),
+    Family(
+        "network_transmit_bytes",
+        "counter",
+        "Bytes sent over the devices of its own network.",
+        _traffic_value("network_transmit_bytes"),
+    ),
+    Family(
+        "network_receive_packets",
+        "counter",
+        "Packets received over the devices of its own network.",
+        _traffic_value("network_receive_packets"),
+    ),
+    Family(
+        "network_transmit_packets",
+        "counter",
+        "Packets sent over the devices of its own network.",
+        _traffic_value("network_transmit_packets"),
+    ),
     Family(
         "pressure_seconds",
         "counter",

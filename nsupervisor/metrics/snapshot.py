@@ -42,6 +42,8 @@ class InstanceSnapshot:
     """By stream: bytes that the rate limit has dropped."""
     blocked_sec: Mapping[str, float]
     """By stream: for how long its output cannot be written already; 0 if it can."""
+    traffic: Mapping[str, int | None]
+    """By name of the value, as from `read_traffic`."""
     files: Mapping[str, Mapping[str, float]]
     """By v2 name, as from `Cgroup.read_once`; without the files that this host does not have."""
 

@@ -133,10 +133,7 @@ class Supervisor:
 
     def stats(self) -> list[dict[str, Any]]:
         """Return the counters of each instance."""
-        return [
-            usage_sample(actor.status(), actor.cgroup, bool(actor.workload.namespaces.network))
-            for actor in self.actors.values()
-        ]
+        return [usage_sample(actor.status(), actor.cgroup) for actor in self.actors.values()]
 
     def history(self, name: str) -> dict[str, Any]:
         """Return the status of one instance, and the records about it."""

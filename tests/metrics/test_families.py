@@ -14,6 +14,8 @@ from nsupervisor.metrics.exposition import _render
 from nsupervisor.metrics.families import FAMILIES, STATES
 from nsupervisor.metrics.measures import Histogram
 from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot, ServiceSnapshot
+from nsupervisor.service.platform.traffic import KEYS as TRAFFIC_KEYS
+from nsupervisor.service.platform.traffic import NO_TRAFFIC
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 WEB = InstanceSnapshot(
@@ -32,6 +34,7 @@ WEB = InstanceSnapshot(
     dropped_lines={"stdout": 0, "stderr": 5},
     limited_bytes={"stdout": 77, "stderr": 0},
     blocked_sec={"stdout": 0.0, "stderr": 12.5},
+    traffic=dict(zip(TRAFFIC_KEYS, (1000, 200, 10, 2), strict=True)),
     files={
         "memory.current": {"": 4096},
         "memory.max": {"": math.inf},
@@ -52,6 +55,7 @@ BARE = attrs.evolve(
     probes={},
     probe_verdicts={},
     probe_seconds={},
+    traffic=NO_TRAFFIC,
     files={},
 )
 
@@ -104,6 +108,10 @@ def test_numbers_are_in_seconds_and_bytes(accept):
         (1, "pressure_seconds_total", {"resource": "memory", "kind": "full"}),
         (4096, "io_read_bytes_total", {"device": "8:0"}),
         (8192, "io_written_bytes_total", {"device": "8:0"}),
+        (1000, "network_receive_bytes_total", {}),
+        (200, "network_transmit_bytes_total", {}),
+        (10, "network_receive_packets_total", {}),
+        (2, "network_transmit_packets_total", {}),
         (1, "io_read_bytes_total", {"device": "254:1"}),
         (100, "output_bytes_total", {"stream": "stdout"}),
         (7, "output_lines_total", {"stream": "stdout"}),

@@ -34,6 +34,7 @@ from nsupervisor.notify_socket import Datagram, NotifySocket
 from nsupervisor.service.platform.kernel import Kernel
 from nsupervisor.service.platform.listeners import ListenError
 from nsupervisor.service.platform.pid_file import PidFileError
+from nsupervisor.service.platform.traffic import NO_TRAFFIC
 from tests.simulation import machine as machines
 from tests.simulation.machine import FIRST_FD, ROOT, Machine, Process, failure
 
@@ -581,6 +582,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         listeners=Listeners(life),
         random=machine.random.random,
         keeps_networks=False,
+        read_traffic=lambda pid: NO_TRAFFIC,
     )
 
 

@@ -567,9 +567,15 @@ class Actor:
             error_text=self.log.error_text(self.lifecycle.generation),
             sockets=self.context.sockets.status(self.workload),
             awaited_traffic=self.context.sockets.awaited_traffic(self.workload),
+            traffic=self.traffic(),
             blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
         )
         return status.to_json(self.observer.read, trio.current_time())
+
+    def traffic(self) -> Mapping[str, int | None]:
+        """Return the traffic of its network, as `read_traffic` does; None for all if that is the host's."""
+        has_own = self.lifecycle.is_alive and bool(self.workload.namespaces.network)
+        return self.context.kernel.read_traffic(self.program.pid if has_own else None)
 
     # ---- messages
 

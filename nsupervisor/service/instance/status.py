@@ -51,6 +51,8 @@ class InstanceStatus:
     """The sockets that the service listens on for it, as `Sockets.status` returns them."""
     awaited_traffic: str
     """The traffic that starts it: "a connection" or "a datagram"; "": none does."""
+    traffic: Mapping[str, int | None]
+    """The traffic of its network, as `read_traffic` returns it."""
     blockage: Blockage | None
     """The output that has waited longest to be written; None if none is blocked."""
 
@@ -85,6 +87,7 @@ class InstanceStatus:
             "pids_current": _whole(read("pids.current").get("")),
             "pids_max": _whole(self.limits.get("pids.max")),
             "cpu_usage_usec": _whole(read("cpu.stat").get("usage_usec")),
+            **self.traffic,
             "last_exit": self.last_exit.to_record() if self.last_exit else None,
             "last_event": self.last_event,
         }

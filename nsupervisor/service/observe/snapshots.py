@@ -70,6 +70,7 @@ def _read_instance(actor: Actor) -> InstanceSnapshot:
         limited_bytes={stream: volume.limited_bytes for stream, volume in counters.output.items()},
         blocked_sec=dict.fromkeys(STREAMS, 0.0)
         | {stream: blockage.seconds for stream, blockage in actor.output.blockages().items()},
+        traffic=actor.traffic(),
         files=_read_files(actor.cgroup),
     )
 

@@ -40,6 +40,7 @@ from nsupervisor.service.platform.roots import make_overlay_directory
 from nsupervisor.service.platform.start_conditions import find_unmet_condition
 from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
 from nsupervisor.service.platform.timer_host import LinuxTimerHost, TimerHost
+from nsupervisor.service.platform.traffic import read_traffic
 
 if TYPE_CHECKING:
     from nsupervisor.service.platform.path_watcher import OpenPathWatcher, PathWatcher
@@ -127,6 +128,8 @@ class Kernel:
     """Notes that an instance does not run; called in a thread. Raises OSError."""
     keeps_networks: bool = True
     """Whether plugins can set up networks, of which there may be some from an earlier supervisor."""
+    read_traffic: Callable[[int | None], Mapping[str, int | None]] = read_traffic
+    """Reads the counters of the network devices that a process sees."""
     isolate: Isolate = isolate
     """Returns the isolation in force, also for a configuration that is loaded while the service runs."""
     instance_of: Callable[[int], str] | None = None
