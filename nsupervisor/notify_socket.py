@@ -26,8 +26,10 @@ SIOCUNIXFILE = 0x89E0
 """Opens the file of a bound socket, with O_PATH: include/uapi/linux/un.h."""
 
 
-ANCILLARY_BYTES = stdlib_socket.CMSG_SPACE(_UCRED.size) + stdlib_socket.CMSG_SPACE(_FD.size)
-"""The size of the credentials of a sender and one descriptor, or two; the kernel closes further ones, unix(7)."""
+MAX_BACKLOG_FDS = 128
+"""The most descriptors that are taken from an earlier supervisor's socket at once; further messages stay in it."""
+_BACKLOG_ROOM = 64
+"""The most descriptors of one of these messages."""
 Ancillary = list[tuple[int, int, bytes]]
 
 
@@ -36,6 +38,20 @@ class Datagram(NamedTuple):
 
     data: bytes
     fds: tuple[int, ...] = ()
+    pid: int = 0
+    """The sender; 0 if it is not known."""
+    was_cut: bool = False
+    """Whether it came with more descriptors than there was room for."""
+
+
+def ancillary_bytes(descriptors: int) -> int:
+    """Return the room for the credentials of a sender and a number of descriptors, or one more.
+
+    The kernel closes further ones, unix(7).
+    """
+    return stdlib_socket.CMSG_SPACE(_UCRED.size) + (
+        stdlib_socket.CMSG_SPACE(descriptors * _FD.size) if descriptors else 0
+    )
 
 
 def sender_of(ancillary: Ancillary) -> int:
@@ -62,7 +78,7 @@ class NotifySocket:
 
     path: Path
     socket: trio.socket.SocketType
-    receive_now: Callable[[int, int], tuple[bytes, list[tuple[int, int, bytes]], int, Any]]
+    receive_now: Callable[[int, int, int], tuple[bytes, list[tuple[int, int, bytes]], int, Any]]
     """`recvmsg` of the same socket without waiting. Raises BlockingIOError if no message waits."""
     backlog: deque[Datagram] = attrs.field(factory=deque)
 
@@ -132,8 +148,11 @@ def _removed_from(sock: stdlib_socket.socket, path: Path) -> tuple[bool, tuple[i
 def _waiting(sock: stdlib_socket.socket) -> deque[Datagram]:
     found: deque[Datagram] = deque()
     flags = stdlib_socket.MSG_DONTWAIT | stdlib_socket.MSG_CMSG_CLOEXEC
+    count, room = 0, ancillary_bytes(_BACKLOG_ROOM)
     with suppress(BlockingIOError):
-        while len(found) < BACKLOG_LIMIT:
-            data, ancillary, _, _ = sock.recvmsg(MAX_DATAGRAM_BYTES, ANCILLARY_BYTES, flags)
-            found.append(Datagram(data, descriptors_in(ancillary)))
+        while len(found) < BACKLOG_LIMIT and count <= MAX_BACKLOG_FDS - _BACKLOG_ROOM:
+            data, ancillary, received, _ = sock.recvmsg(MAX_DATAGRAM_BYTES, room, flags)
+            fds, was_cut = descriptors_in(ancillary), bool(received & stdlib_socket.MSG_CTRUNC)
+            found.append(Datagram(data, fds, sender_of(ancillary), was_cut))
+            count += len(fds)
     return found

@@ -296,6 +296,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 problem=_value_schema("string", "Why not, in words; or empty."),
             ),
         ),
+        stored_descriptors=_value_schema(
+            "array",
+            "The names of the descriptors that its program has stored, in the order of the next LISTEN_FDNAMES.",
+            items={"type": "string"},
+        ),
+        stored_descriptors_max=_value_schema("integer", "How many it may store; 0: none.", minimum=0),
         output_blocked_sec=_value_schema(
             "number?", "Seconds for which its output cannot be written already; null: it can.", minimum=0
         ),

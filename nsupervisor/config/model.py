@@ -54,6 +54,9 @@ NOTIFY_TYPES = ("notify", "notify-reload")
 ExitType = Literal["main", "cgroup"]
 KillMode = Literal["main", "all"]
 RestartMode = Literal["normal", "debug"]
+StorePreserve = Literal["restart", "yes", "no"]
+MAX_STORED_DESCRIPTORS = 64
+"""The largest file_descriptor_store_max: with 64 sockets these are as many as a program can get at its start."""
 OomPreference = Literal["none", "avoid", "omit"]
 IoClass = Literal["realtime", "best-effort", "idle"]
 """In the order of their numbers in ioprio_set(2), from 1."""
@@ -750,6 +753,21 @@ class WorkloadConfig(Table):
             TablesOf(PathConfig), "files and directories that start it, or have it restarted or reloaded", live=True
         ),
     )
+    file_descriptor_store_max: int = field(
+        default=0,
+        metadata=key(
+            kinds.integer(0, MAX_STORED_DESCRIPTORS, 8),
+            "how many descriptors it may store with FDSTORE=1, and gets back at its next start; 0: none",
+        ),
+    )
+    file_descriptor_store_preserve: StorePreserve = field(
+        default="restart",
+        metadata=key(
+            Choice.of(StorePreserve),
+            "until it is down and not restarted; until the service stops; until it ends",
+            live=True,
+        ),
+    )
     condition_path_exists: tuple[str, ...] = field(
         default=(),
         metadata=key(
@@ -1019,8 +1037,8 @@ class WorkloadConfig(Table):
 
     @property
     def uses_notify_socket(self) -> bool:
-        """Whether the program has to send notifications, sd_notify(3)."""
-        return self.type in NOTIFY_TYPES or bool(self.watchdog_sec)
+        """Whether the program sends notifications, sd_notify(3)."""
+        return self.type in NOTIFY_TYPES or bool(self.watchdog_sec) or bool(self.file_descriptor_store_max)
 
     @property
     def signal_of_reload(self) -> int | None:

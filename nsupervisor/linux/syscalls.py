@@ -36,6 +36,8 @@ CLONE_INTO_CGROUP = 0x2_0000_0000  # Linux 5.7
 
 _SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine, -1)
 _SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}.get(os.uname().machine, -1)
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine, -1)
+_KCMP_FILE = 0
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4  # without the mitigations of speculation that older kernels add
 
@@ -108,6 +110,15 @@ def setns(fd: int, flag: int = 0) -> None:
     """Enter the namespace behind `fd`; `flag` is its clone flag, or 0 for any, setns(2)."""
     if libc.setns(fd, ctypes.c_int(flag)) != 0:
         raise last_error("setns")
+
+
+def kcmp_file(one: int, other: int) -> bool:
+    """Return whether two descriptors of this process are duplicates of each other, kcmp(2). Raises OSError."""
+    pid = os.getpid()
+    result: int = libc.syscall(_SYS_KCMP, pid, pid, _KCMP_FILE, one, other)
+    if result < 0:
+        raise last_error("kcmp")
+    return result == 0
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

@@ -14,6 +14,7 @@ from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
 from nsupervisor.metrics.measures import Measures
+from nsupervisor.service.platform.descriptor_stores import DescriptorStores
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.platform.name_files import NameFiles
 from nsupervisor.service.platform.networks import Networks
@@ -69,6 +70,10 @@ class ServiceContext:
         default=attrs.Factory(lambda self: Sockets(self.keeper, self.journal, self.kernel, self.nursery), True)
     )
     """The sockets that the service listens on for workloads."""
+    stores: DescriptorStores = attrs.field(
+        default=attrs.Factory(lambda self: DescriptorStores(self.keeper, self.kernel, self.nursery), True)
+    )
+    """The descriptors that programs have stored."""
     measures: Measures = attrs.field(factory=Measures)
     later_saves: LaterSaves = attrs.field(
         init=False, default=attrs.Factory(lambda self: LaterSaves(self.nursery), takes_self=True)

@@ -38,12 +38,14 @@ from nsupervisor.config.model import Config, GroupConfig, WorkloadConfig
 from nsupervisor.config.model import SupervisorConfig as Settings
 from nsupervisor.config.problems import Problem
 from nsupervisor.config.scaling import Scale, keep_scales
+from nsupervisor.core.descriptor_store import is_store_key
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.isolation import AUTO_REASON
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.core.reload.start_changes import limits_at_start
 from nsupervisor.core.service_end import InstanceView, ServiceEnd, find_end
 from nsupervisor.core.service_signals import SignalResponse, respond_to_signal
+from nsupervisor.keeper.connection import KeeperConnection
 from nsupervisor.keeper.messages import Child, KeeperLost
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper, open_reconnecting_keeper
 from nsupervisor.linux.controlling_terminal import ControllingTerminal
@@ -553,6 +555,8 @@ async def _supervise(
             find_pidfd=lambda name: actors[name].program.pidfd if name in actors else -1,
         )
         context.measures.start(keeper)
+        held = await _read_held(keeper.direct)
+        await context.stores.begin(keeper.direct, held)  # first, as programs that run may store more at any time
         captures.start_soon(reap_orphans, lambda: keeper.pid)
         groups, placed = Groups.make(config, tree, context, saved.groups), tree.list_instances()
 
@@ -599,7 +603,8 @@ async def _supervise(
                     await name_files.begin(lambda name: name in all_actors and all_actors[name].lifecycle.is_alive)
                     nursery.start_soon(networks.run)
                     nursery.start_soon(name_files.run)
-                await context.sockets.begin(config, partial(_find_pids, actors))
+                context.stores.release_others(all_actors)
+                await context.sockets.begin(config, held, partial(_find_pids, actors))
                 errors = ConnectionErrors(partial(_report_connection, journal))
                 jobs = Jobs(actors, groups, context, nursery, leftovers)
                 relations = Relations(jobs)
@@ -650,16 +655,18 @@ async def _supervise(
                     tree.move_to_leaf(pid)
 
                 everyone = ChainMap(actors, leftovers)
-                await follow_keeper(keeper, everyone, journal, keeper_replaced, context.sockets.hand_over)
+                await follow_keeper(keeper, everyone, journal, keeper_replaced, partial(_hand_over_held, context))
         except BaseException:  # programs run on, as after kill -9, and the next supervisor takes them over
             context.later_saves.save_all()
             for running_actor in (*actors.values(), *leftovers.values()):
                 running_actor.close_cgroup()
             context.sockets.close(is_final=False)
+            context.stores.close()
             raise
         else:
             await _kill_remaining([*actors.values(), *leftovers.values()])
             context.sockets.close(is_final=True)
+            context.stores.close()
         finally:
             groups.close()
             networks.close()
@@ -695,6 +702,27 @@ def _network_owner(actors: Registry, name: str) -> str:
 def _log_network_problem(journal: Journal, instance: str, message: str) -> None:
     fields = {"workload": instance} if instance else {}
     journal.log.warning("warning", message=message, **fields)
+
+
+async def _read_held(keeper: KeeperConnection) -> dict[str, int]:
+    """Return duplicates of what the keeper holds from an earlier supervisor; nothing if the keeper is lost."""
+    try:
+        return await keeper.held() if keeper.held_at_start else {}
+    except KeeperLost:
+        return {}
+
+
+async def _hand_over_held(context: ServiceContext, keeper: KeeperConnection) -> None:
+    """Give a keeper that replaces another one the descriptors that it is to hold. Raises KeeperLost."""
+    held = await keeper.held() if keeper.held_at_start else {}
+    sockets = [key for key in held if not is_store_key(key)]
+    for key, fd in held.items():
+        if key in sockets:
+            context.kernel.listeners.close(fd)
+        else:
+            context.kernel.descriptors.discard([fd])
+    await context.sockets.hand_over(keeper, sockets)
+    await context.stores.hand_over(keeper, [key for key in held if key not in sockets])
 
 
 def _find_pids(actors: Registry, workload: str) -> list[int]:

@@ -55,6 +55,8 @@ def instance(name: str, state: str = "running", **more: Any) -> dict[str, Any]:
         "output_blocked_sec": None,
         "probes": {},
         "sockets": [],
+        "stored_descriptors": [],
+        "stored_descriptors_max": 0,
         "output_blocked_by": "",
         "cgroup": f"/sys/fs/cgroup/nsupervisor/{name}",
         "memory_current": 12_939_428 if alive else 0,

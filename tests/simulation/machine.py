@@ -13,7 +13,7 @@ import os
 import random
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -113,7 +113,7 @@ class Process:
     """The port at which it answers probes; None: at none."""
     is_sick: bool = False
     """Whether its answers are errors."""
-    listeners: list[ListeningSocket] = attrs.field(factory=list)
+    listeners: list[Any] = attrs.field(factory=list)
     """The sockets that it was started with."""
 
     def after(self, seconds: float, work: Callable[[], None]) -> None:
@@ -435,10 +435,10 @@ class Pipe:
 
 @attrs.define(eq=False)
 class DatagramSocket:
-    """A bound datagram socket: each datagram with the pid of its sender."""
+    """A bound datagram socket: each datagram with the pid of its sender, and what it has sent along."""
 
     path: str
-    queue: deque[tuple[bytes, int]] = attrs.field(factory=deque)
+    queue: deque[tuple[bytes, int, Sequence[StoredFile]]] = attrs.field(factory=deque)
     changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
 
@@ -459,6 +459,22 @@ class ListeningSocket:
         """Accept all connections; return their number."""
         accepted, self.waiting = self.waiting, 0
         return accepted
+
+
+@attrs.define(eq=False)
+class StoredFile:
+    """A file whose descriptor a program sends to the supervisor. `address`: it is not a socket that listens."""
+
+    name: str
+    is_harmless: bool = True
+    is_hung_up: bool = False
+    address: str = ""
+    changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    def hang_up(self) -> None:
+        """Close the other end."""
+        self.is_hung_up = True
+        self.changed.unpark_all()
 
 
 class Inotify:
@@ -683,11 +699,11 @@ class Machine:
                 pipe.changed.unpark_all()
                 return
 
-    def send_datagram(self, path: str, data: bytes, pid: int) -> None:
+    def send_datagram(self, path: str, data: bytes, pid: int, files: Sequence[StoredFile] = ()) -> None:
         """Send a datagram to the socket at a path, if there is one."""
         socket = self.sockets.get(path)
         if socket is not None:
-            socket.queue.append((data, pid))
+            socket.queue.append((data, pid, files))
             socket.changed.unpark_all()
 
     def new_pipe(self) -> Pipe:

@@ -30,7 +30,7 @@ from nsupervisor.core.start_conditions import HostFacts, find_unmet
 from nsupervisor.linux.inotify import IN_IGNORED, InotifyEvent
 from nsupervisor.logs import Pipe as PipeEnd
 from nsupervisor.logs.target import Target
-from nsupervisor.notify_socket import Datagram, NotifySocket
+from nsupervisor.notify_socket import Datagram, NotifySocket, ancillary_bytes
 from nsupervisor.service.platform.kernel import Kernel
 from nsupervisor.service.platform.listeners import ListenError
 from nsupervisor.service.platform.pid_file import PidFileError
@@ -319,6 +319,54 @@ class Listeners:
             await listener.changed.park()
 
 
+class Hangups:
+    """`nsupervisor.service.platform.received_descriptors.Hangups` of the simulated machine."""
+
+    def __init__(self, life: Life) -> None:
+        self._life, self._watched, self._changed = life, set[int](), trio.lowlevel.ParkingLot()
+        self._is_closed = False
+
+    def add(self, fd: int) -> None:
+        self._watched.add(fd)
+        self._life.file(fd).changed = self._changed
+        self._changed.unpark_all()
+
+    def remove(self, fd: int) -> None:
+        self._watched.discard(fd)
+
+    async def wait(self) -> list[int]:
+        while not self._is_closed:
+            if found := [fd for fd in self._watched if self._life.file(fd).is_hung_up]:
+                return found
+            await self._changed.park()
+        return []
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._changed.unpark_all()
+
+
+class ReceivedDescriptors:
+    """`nsupervisor.service.platform.received_descriptors.ReceivedDescriptors` of the simulated machine."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def find_refusal(self, fd: int) -> str:
+        return "" if self._life.file(fd).is_harmless else "it is a file"
+
+    def is_same(self, one: int, other: int) -> bool:
+        return self._life.file(one) is self._life.file(other)
+
+    def discard(self, fds: Sequence[int]) -> int:
+        for fd in fds:
+            self._life.close(fd)
+        return 0
+
+    def open_hangups(self) -> Hangups:
+        return Hangups(self._life)
+
+
 class Files:
     """`nsupervisor.linux.files.Files` of the simulated machine: what write(2) has taken survives a death."""
 
@@ -471,20 +519,30 @@ class _Socket:
     def fileno(self) -> int:
         return self._fd
 
-    async def recvmsg(self, size: int, ancillary_size: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+    async def recvmsg(
+        self, size: int, ancillary_size: int, flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
         await trio.lowlevel.checkpoint()
         while not self._socket.queue:
             await self._socket.changed.park()
-        return self.receive_now(size, ancillary_size)
+        return self.receive_now(size, ancillary_size, flags)
 
-    def receive_now(self, size: int, _ancillary_size: int) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
+    def receive_now(
+        self, size: int, ancillary_size: int, _flags: int = 0
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, None]:
         if not self._socket.queue:
             raise BlockingIOError
         self._life.call("recvmsg")
-        data, pid = self._socket.queue.popleft()
-        credentials = stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_CREDENTIALS, _UCRED.pack(pid, 0, 0)
+        data, pid, files = self._socket.queue.popleft()
+        ancillary = [(stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_CREDENTIALS, _UCRED.pack(pid, 0, 0))]
         flags = stdlib_socket.MSG_TRUNC if len(data) > size else 0
-        return data[:size], [credentials], flags, None
+        room = max((ancillary_size - ancillary_bytes(0) - stdlib_socket.CMSG_LEN(0)) // 4, 0)
+        if len(files) > room:
+            flags |= stdlib_socket.MSG_CTRUNC
+        if fds := [self._life.add_fd(file) for file in files[:room]]:
+            rights = struct.pack(f"{len(fds)}i", *fds)
+            ancillary.append((stdlib_socket.SOL_SOCKET, stdlib_socket.SCM_RIGHTS, rights))
+        return data[:size], ancillary, flags, None
 
 
 class RecordTarget(Target):
@@ -525,7 +583,8 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         backlog: deque[Datagram] = deque()
         if fd >= 0:
             ours: machines.DatagramSocket = life.fds[fd]
-            backlog.extend(Datagram(data) for data, _ in ours.queue)
+            for data, pid, files in ours.queue:
+                backlog.append(Datagram(data, tuple(life.add_fd(file) for file in files), pid))
             ours.queue.clear()
         else:
             ours = machine.sockets[str(path)] = machines.DatagramSocket(str(path))
@@ -580,6 +639,7 @@ def kernel(life: Life, read_config: Any) -> Kernel:
         probe=probe,
         find_unmet_condition=lambda conditions: find_unmet(conditions, HOST_FACTS),
         listeners=Listeners(life),
+        descriptors=ReceivedDescriptors(life),
         random=machine.random.random,
         keeps_networks=False,
         read_traffic=lambda pid: NO_TRAFFIC,

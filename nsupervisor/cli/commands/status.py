@@ -247,6 +247,7 @@ def format_details(instance: dict[str, Any], colour: bool, now: datetime, width:
         ("error", instance.get("error_text", "")),
         *((probe, _format_probe(state)) for probe, state in instance.get("probes", {}).items()),
         *(("listens on", _format_socket(socket)) for socket in instance.get("sockets", ())),
+        ("stored", _format_store(instance)),
         ("output", format_blockage(instance)),
         ("next start", _next_start(instance, now)),
         ("timer", _timer(instance)),
@@ -298,6 +299,16 @@ def format_path_trigger(path: dict[str, Any]) -> str:
     if not path["is_watched"]:
         return f"{shown}, not watched yet"
     return f"{shown}, as soon as it can" if path["is_pending"] else shown
+
+
+def _format_store(instance: dict[str, Any]) -> str:
+    """Return what is in the descriptor store: "2 of 8 descriptors: listener, session"; "" if it may store none."""
+    names, most = instance.get("stored_descriptors", ()), instance.get("stored_descriptors_max", 0)
+    if not names and not most:
+        return ""
+    shown = Counter(names)
+    listed = ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in shown.items())
+    return f"{len(names)} of {format_count(most, 'descriptor')}{f': {listed}' if listed else ''}"
 
 
 def output_rows(lines: Sequence[LogLine], now: datetime, colour: bool, width: int) -> list[str]:

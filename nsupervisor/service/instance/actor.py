@@ -46,6 +46,7 @@ from nsupervisor.core.actions import (
 )
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import related, start_dependencies
+from nsupervisor.core.descriptor_store import StoreRequest, keeps_store
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator
 from nsupervisor.core.lifecycle import (
@@ -85,6 +86,7 @@ from nsupervisor.service.instance.mailbox import (
     RetrySpawn,
     RulesPending,
     Shutdown,
+    StoreChanged,
     Task,
 )
 from nsupervisor.service.instance.output import Output
@@ -219,7 +221,14 @@ class Actor:
             self.name, self.workload, context.listeners, self._rules_pending, state, context.kernel.random
         )
         self.program = Program(
-            self.name, self.instance, context, self._on_notification, self._on_status, self._on_barrier
+            self.name,
+            self.instance,
+            context,
+            self._on_notification,
+            self._on_status,
+            self._on_barrier,
+            self._on_store,
+            lambda: self.workload.file_descriptor_store_max,
         )
         self.observer = RuleObserver(
             self.cgroup, context.watcher, self.decisions, self._on_host_problem, on_emptied=self._on_emptied
@@ -258,6 +267,7 @@ class Actor:
         has_started = not status.requested_by and before.replaces not in (None, self.lifecycle.generation)
         if status.requested_by != before.requested_by and not has_started:
             self.save_checkpoint()
+        self._update_store(self.lifecycle)
 
     def wake_waiters(self) -> None:
         """Check the conditions of `wait_until` again, after a change outside the lifecycle (a start that waited)."""
@@ -271,6 +281,7 @@ class Actor:
             else:
                 self.observer.watch()
         with self.contain_errors("cannot watch its watchdog"):
+            self._update_store(self.lifecycle)
             self.program.set_watchdog(is_watchdog_active(self.lifecycle, self.workload))
             self._update_probes()
             self._update_daemon_search()
@@ -278,8 +289,8 @@ class Actor:
             with self.contain_errors(f"cannot handle {type(message).__name__}"):
                 await self._handle(message)
             self._stop_between_generations()
-        for fd in self.mailbox.close():
-            self.program.close(fd)
+        if barriers := self.mailbox.close():
+            self.context.kernel.descriptors.discard(barriers)
         if self._daemon_search is not None:
             self._daemon_search.update(None, self._find_daemon)
         self.observer.unwatch()
@@ -310,6 +321,7 @@ class Actor:
         if self._debug_sandbox is not None:
             await self._debug_sandbox.end()  # no other can begin, and the cgroup is removed next
         self.output.retire()
+        self.context.stores.release(self.name)
 
     def close_cgroup(self) -> None:
         """Close the cgroup, which continues without this service; a later sample would open its files again."""
@@ -566,6 +578,8 @@ class Actor:
             probes=self.probe_results,
             error_text=self.log.error_text(self.lifecycle.generation),
             sockets=self.context.sockets.status(self.workload),
+            stored_descriptors=self.context.stores.names(self.name),
+            max_stored=self.workload.file_descriptor_store_max,
             awaited_traffic=self.context.sockets.awaited_traffic(self.workload),
             traffic=self.traffic(),
             blockage=max(self.output.blockages().values(), key=lambda blockage: blockage.seconds, default=None),
@@ -606,7 +620,10 @@ class Actor:
                 if not await self._on_event(events.Execed(generation_of(id_))):
                     self.save_checkpoint()
             case Barrier(fd=fd):
-                self.program.close(fd)
+                self.context.kernel.descriptors.discard([fd])
+            case StoreChanged():
+                if problem := await self.context.stores.sync(self.name):
+                    self.log_event("warning", "warning", message=f"descriptor store: {problem}")
             case RetrySpawn(id=id_):
                 if id_ == self.id and self.program.process is None:
                     if self.lifecycle.state is State.STARTING:
@@ -757,6 +774,7 @@ class Actor:
         self._has_unfinished_actions = bool(transition.actions) and not starts
         if not starts:
             self.save_checkpoint()
+        self._update_store(before)
         self.output.set_stopping(after.state is State.STOPPING)
         has_watchdog = is_watchdog_active(after, self.workload)
         if not has_watchdog:
@@ -960,7 +978,7 @@ class Actor:
             self.post(events.Reloading(generation, float(text) - offset_s if text else None))
         elif kind in ("ERRNO", "BUSERROR"):
             self.log.note_error(generation, **{kind.lower(): text})
-        elif kind == "REFUSED":
+        elif kind in ("REFUSED", "STORE"):
             self.log_event("notify refused", "warning", message=text)
         elif self.lifecycle.state is not State.FROZEN:  # a frozen program cannot report that it is healthy
             self.post(events.Unhealthy(generation, text))
@@ -968,9 +986,23 @@ class Actor:
     def _on_barrier(self, fd: int) -> None:
         """Close the descriptor of a barrier when the messages before it have been handled."""
         if self.mailbox.closed.is_set():
-            self.program.close(fd)
+            self.context.kernel.descriptors.discard([fd])
         else:
             self.post(Barrier(fd))
+
+    def _on_store(self, request: StoreRequest, fds: Sequence[int]) -> str:
+        """Do what a program asks the descriptor store for; return what is refused, or ""."""
+        problem = self.context.stores.handle(self.name, self.workload.file_descriptor_store_max, request, fds)
+        if not self.mailbox.closed.is_set():
+            self.post(StoreChanged())
+        return problem
+
+    def _update_store(self, before: Lifecycle) -> None:
+        """Release the stored descriptors if the present state does not keep them."""
+        workload, is_pending = self.workload, self.start_status.requested_by is not None
+        is_kept = keeps_store(workload.file_descriptor_store_preserve, before, self.lifecycle, is_pending)
+        if not is_kept or not workload.file_descriptor_store_max:
+            self.context.stores.release(self.name)
 
     def _on_status(self, generation: int, text: str, suppressed: int) -> None:
         fields = {"suppressed": suppressed} if suppressed else {}

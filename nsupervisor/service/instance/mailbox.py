@@ -65,6 +65,11 @@ class Barrier:
 
 
 @attrs.frozen
+class StoreChanged:
+    """The descriptor store has changed, and the keeper does not know that yet."""
+
+
+@attrs.frozen
 class MainFound:
     """Another process of the workload, by its pid, is its program from now on."""
 
@@ -77,7 +82,19 @@ class Shutdown:
     """Stop the actor: no more messages will come."""
 
 
-Message = events.Input | RulesPending | Call | Barrier | Task | Shutdown | Execed | Ended | RetrySpawn | MainFound
+Message = (
+    events.Input
+    | RulesPending
+    | Call
+    | Barrier
+    | Task
+    | Shutdown
+    | Execed
+    | Ended
+    | RetrySpawn
+    | MainFound
+    | StoreChanged
+)
 
 
 @attrs.define(eq=False)

@@ -15,6 +15,7 @@ from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.load import ConfigError
 from nsupervisor.config.model import WorkloadConfig
+from nsupervisor.core.descriptor_store import StoreRequest
 from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
 from nsupervisor.core.reload.start_changes import START_REVISION, find_start_changes
 from nsupervisor.keeper.messages import Child, KeeperLost, RefusedError, Spawned, UnknownChildError
@@ -58,6 +59,10 @@ class Program:
     """Receives the generation and a status text, as `StatusTexts` reports it."""
     on_barrier: Callable[[int], None]
     """Receives the descriptor of a barrier, and owns it: see `NotificationReader`."""
+    on_store: Callable[[StoreRequest, Sequence[int]], str] = lambda request, fds: ""
+    """Receives what a message asks the descriptor store for: see `NotificationReader`."""
+    max_stored: Callable[[], int] = lambda: 0
+    """Returns the most descriptors that a program may store."""
     pid: int | None = attrs.field(init=False, default=None)
     """The program's pid, in the host's PID namespace; before it is executed, that of the first process."""
     process: ProcessRef | None = attrs.field(init=False, default=None)
@@ -122,6 +127,8 @@ class Program:
             await call_in_thread(note, self.context.state_directory, self.name, workload)
         if workload.sockets:
             await self.context.sockets.ensure(workload)
+        if stored := self.context.stores.names(self.name):
+            await self.context.stores.sync(self.name)
         variables = environment_file_variables(workload)
         spec, digest = self._spec(workload, generation, cgroup, variables), self.context.digest
         watchdog_sec, own = workload.watchdog_sec, {}
@@ -135,8 +142,10 @@ class Program:
             self.context.kernel.make_directories(self._directories, host_owner(spec))
         if workload.root.path is not None and spec["root"]["overlay"]:
             self.context.kernel.make_overlay_directory(spec)
-        # It is no part of what the workload is configured to be started with, so the digest does not have it.
-        debug = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
+        # These are no part of what the workload is configured to be started with, so the digest does not have them.
+        further: dict[str, Any] = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
+        if stored:
+            further["descriptors"] = [*spec.get("descriptors", ()), *self.context.stores.passed(self.name)]
         join_fds = await open_joined(self.name, workload, self.context) if "joins" in spec else []
         if "name_files" in spec:
             try:
@@ -146,7 +155,7 @@ class Program:
                 raise
         self.is_being_set_up = True
         try:
-            spawned = await self.context.keeper.spawn({**spec, **debug}, while_spawning, self._notify_fd, join_fds)
+            spawned = await self.context.keeper.spawn({**spec, **further}, while_spawning, self._notify_fd, join_fds)
         except KeeperLost:
             cgroup.search()
             raise
@@ -328,6 +337,9 @@ class Program:
             lambda pid: is_part_of(pid, self.name, tree),
             self.on_barrier,
             is_ready,
+            self.max_stored(),
+            self.on_store,
+            self.context.kernel.descriptors.discard,
         )
         self._notifications.set_watchdog(self._is_watchdog_active)
         self.context.nursery.start_soon(self._notifications.run, scope)
@@ -420,7 +432,8 @@ class Program:
     def notify_fd(self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup, is_lost: bool) -> int:
         """Return the notify socket for the keeper, or -1. `is_lost`: an earlier supervisor and its keeper had it."""
         watchdog_sec, generation = self._watchdog_in_force(workload), lifecycle.generation
-        if is_lost and (watchdog_sec or reports_readiness(lifecycle, workload)):
+        is_used = watchdog_sec or reports_readiness(lifecycle, workload) or workload.file_descriptor_store_max
+        if is_lost and is_used:
             owner = host_owner(self._spec(workload, generation, cgroup))
             self._open_notify_socket(generation, watchdog_sec, owner, again=True)
         return self._notify_fd
@@ -468,7 +481,8 @@ class Program:
             spec = self._spec(workload, lifecycle.generation, cgroup)
         if terms.directory is not None:
             spec["cwd"] = terms.directory
-        own = {"argv": list(terms.argv), "env": {**spec["env"], **terms.environment}}
+        environment = {name: value for name, value in spec["env"].items() if name != "FDSTORE"}
+        own = {"argv": list(terms.argv), "env": {**environment, **terms.environment}}
         return {**{key: value for key, value in spec.items() if key not in _OF_NAMESPACES}, **own}
 
     def debug_spec(

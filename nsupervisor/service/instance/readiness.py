@@ -12,6 +12,7 @@ process by then. If that process is outside, a message of the helper is dropped.
 
 import math
 import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -19,13 +20,15 @@ from typing import Any
 import attrs
 import trio
 
+from nsupervisor.core.descriptor_store import StoreRequest, parse_store_request
 from nsupervisor.keeper.setup.spec import host_id
+from nsupervisor.linux import received_descriptors
 from nsupervisor.notify_socket import (
-    ANCILLARY_BYTES,
     MAX_DATAGRAM_BYTES,
     Ancillary,
     Datagram,
     NotifySocket,
+    ancillary_bytes,
     descriptors_in,
     sender_of,
 )
@@ -36,7 +39,9 @@ MAX_EXTENSION_S = 366 * 86400.0
 MAX_ERRNO = 4095
 """The largest number of an error, MAX_ERRNO in include/linux/err.h."""
 REFUSALS_INTERVAL_S = 60.0
-"""Seconds between two records about messages of others."""
+"""Seconds between two records about messages of others, and between two about the descriptor store."""
+MAX_UNUSUAL_FDS = 8
+"""How many descriptors that may block the process that closes them are received in one generation; then none at all."""
 Sender = Callable[[int], bool]
 """Whether a process, by its pid, may speak for the program; True if it has ended."""
 
@@ -51,29 +56,43 @@ def parse(data: bytes) -> dict[str, str]:
     return {key: value for key, equals, value in (line.partition("=") for line in lines) if equals}
 
 
-async def receive(ours: NotifySocket, is_own: Sender, refuse: Callable[[int], None]) -> Datagram:
-    """Return the next datagram that counts. `refuse` gets the pid of the sender of one that does not."""
+async def receive(
+    ours: NotifySocket,
+    is_own: Sender,
+    refuse: Callable[[int], None],
+    max_fds: int = 1,
+    discard: Callable[[Sequence[int]], object] = received_descriptors.discard,
+) -> Datagram:
+    """Return the next datagram that counts. `refuse` gets the pid of the sender of one that does not.
+
+    `max_fds`: the most descriptors that a message may have, or one more; `discard` closes those of others.
+    """
     while True:
         if ours.backlog:
-            return ours.backlog.popleft()
-        data, ancillary, _, _ = await ours.socket.recvmsg(MAX_DATAGRAM_BYTES, ANCILLARY_BYTES)
-        if (datagram := _take(data, ancillary, is_own, refuse)) is not None:
-            return datagram
+            datagram = ours.backlog.popleft()
+        else:
+            room = ancillary_bytes(max_fds)
+            data, ancillary, flags, _ = await ours.socket.recvmsg(MAX_DATAGRAM_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            datagram = _datagram(data, ancillary, flags)
+            if _is_refused(datagram, is_own, refuse, discard):
+                continue
+        return datagram
 
 
-def _take(data: bytes, ancillary: Ancillary, is_own: Sender, refuse: Callable[[int], None]) -> Datagram | None:
-    """Return a datagram if it counts; otherwise close its descriptors."""
-    pid, fds = sender_of(ancillary), descriptors_in(ancillary)
+def _datagram(data: bytes, ancillary: Ancillary, flags: int) -> Datagram:
+    return Datagram(data, descriptors_in(ancillary), sender_of(ancillary), bool(flags & socket.MSG_CTRUNC))
+
+
+def _is_refused(
+    datagram: Datagram, is_own: Sender, refuse: Callable[[int], None], discard: Callable[[Sequence[int]], object]
+) -> bool:
+    """Return whether a datagram does not count; its descriptors are closed then."""
+    pid = datagram.pid
     if pid <= 0 or is_own(pid):  # 0: sent before SO_PASSCRED was set, or from a PID namespace that is not visible
-        return Datagram(data, fds)
-    _close(fds)
+        return False
+    discard(datagram.fds)
     refuse(pid)
-    return None
-
-
-def _close(fds: Sequence[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    return True
 
 
 def _seconds(microseconds: str, maximum_s: float = MAX_EXTENSION_S) -> float | None:
@@ -95,6 +114,9 @@ class NotificationReader:
     processes. `on_status` receives status texts as `StatusTexts` reports them.
 
     `on_barrier` gets the descriptor of BARRIER=1, and closes it when all notifications before it have been handled.
+
+    `on_store` gets what a message asks the descriptor store for, and its descriptors, which belong to it; it returns
+    what has been refused, in words, or "". At most once a minute `on_notification` receives ("STORE", text) about that.
     """
 
     socket: NotifySocket
@@ -105,6 +127,14 @@ class NotificationReader:
     on_barrier: Callable[[int], None] = os.close
     is_ready: bool = False
     """Whether the program has sent READY=1."""
+    max_stored: int = 0
+    """The most descriptors that the program may store; 0: none."""
+    on_store: Callable[[StoreRequest, Sequence[int]], str] = lambda request, fds: ""
+    discard: Callable[[Sequence[int]], int] = received_descriptors.discard
+    """Closes descriptors; returns how many of them may block the caller, and were closed elsewhere."""
+    _unusual: int = attrs.field(init=False, default=0)
+    """How many descriptors of that kind have come."""
+    _store_silent_until: float = attrs.field(init=False, default=-math.inf)
     _statuses: StatusTexts | None = attrs.field(init=False, default=None)
     _watchdog_expires_at: float = attrs.field(init=False, default=math.inf)
     _waiting: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
@@ -119,12 +149,23 @@ class NotificationReader:
                 try:
                     while True:
                         with trio.move_on_at(self._watchdog_expires_at) as self._waiting:
-                            self._handle(await receive(self.socket, self.is_own, self._refuse))
+                            await self._receive()
                         if trio.current_time() >= self._watchdog_expires_at:
                             self._restart_watchdog()
                             self.on_notification("WATCHDOG", f"no WATCHDOG=1 for {self.watchdog_sec:g} s")
                 finally:
                     self._statuses.flush()  # a program often says at its end why it ends
+
+    async def _receive(self) -> None:
+        self._handle(await receive(self.socket, self.is_own, self._refuse, self._max_fds, self._discard))
+
+    @property
+    def _max_fds(self) -> int:
+        """The most descriptors of a message: each one that comes has to be looked at and closed."""
+        return max(self.max_stored, 1) if self._unusual < MAX_UNUSUAL_FDS else 0
+
+    def _discard(self, fds: Sequence[int]) -> None:
+        self._unusual += self.discard(fds)
 
     def set_watchdog(self, is_active: bool) -> None:
         """Begin to require keep-alives, the first one within a full period, or stop requiring them."""
@@ -148,8 +189,10 @@ class NotificationReader:
             self._handle(self.socket.backlog.popleft())
         with suppress(OSError):  # BlockingIOError: no message waits
             while True:
-                data, ancillary, _, _ = self.socket.receive_now(MAX_DATAGRAM_BYTES, ANCILLARY_BYTES)
-                if (datagram := _take(data, ancillary, self.is_own, self._refuse)) is not None:
+                room = ancillary_bytes(self._max_fds)
+                data, ancillary, flags, _ = self.socket.receive_now(MAX_DATAGRAM_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+                datagram = _datagram(data, ancillary, flags)
+                if not _is_refused(datagram, self.is_own, self._refuse, self._discard):
                     self._handle(datagram)
 
     def _handle(self, datagram: Datagram) -> None:
@@ -157,8 +200,28 @@ class NotificationReader:
         if assignments == {"BARRIER": "1"} and len(datagram.fds) == 1:  # alone, sd_notify(3)
             self.on_barrier(datagram.fds[0])
             return
-        _close(datagram.fds)
+        self._handle_store(parse_store_request(assignments), datagram)
         self._handle_assignments(assignments)
+
+    def _handle_store(self, request: StoreRequest | None, datagram: Datagram) -> None:
+        fds = datagram.fds
+        if request is None or request.removes or not self.max_stored:
+            self._discard(fds)
+            fds = ()
+        if request is None:
+            return
+        if not self.max_stored:
+            problem = "it may not store descriptors; set file_descriptor_store_max"
+        elif datagram.pid > 0 and fds and not self.is_own(datagram.pid):  # it waited while no service ran
+            self._discard(fds)
+            problem = f"process {datagram.pid}, which is not part of this workload, has sent descriptors"
+        else:
+            refused = self.on_store(request, fds)
+            lost = f"more than {self.max_stored} descriptors in one message" if datagram.was_cut else ""
+            problem = "; ".join(filter(None, (request.problem, refused, lost)))
+        if problem and trio.current_time() >= self._store_silent_until:
+            self._store_silent_until = trio.current_time() + REFUSALS_INTERVAL_S
+            self.on_notification("STORE", f"descriptor store: {problem}")
 
     def _handle_assignments(self, assignments: Mapping[str, str]) -> None:
         # RELOADING=1 comes before READY=1: a message with both is about a reload that is done, as in systemd.

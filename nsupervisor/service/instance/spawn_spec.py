@@ -299,6 +299,8 @@ def environment(
     if instance is not None:
         values["NSUPERVISOR_INSTANCE"] = str(instance)
     values |= further or {}
+    if workload.file_descriptor_store_max:
+        values["FDSTORE"] = str(workload.file_descriptor_store_max)
     if directory is not None and workload.credentials:
         values["CREDENTIALS_DIRECTORY"] = f"{_real_path(directory)}/credentials"
     values |= passed_variables(workload, os.environ, values)

@@ -49,6 +49,10 @@ class InstanceStatus:
     probes: Mapping[ProbeKind, LatestResult]
     sockets: list[dict[str, Any]]
     """The sockets that the service listens on for it, as `Sockets.status` returns them."""
+    stored_descriptors: Sequence[str]
+    """The names of the descriptors that its program has stored."""
+    max_stored: int
+    """How many it may store."""
     awaited_traffic: str
     """The traffic that starts it: "a connection" or "a datagram"; "": none does."""
     traffic: Mapping[str, int | None]
@@ -79,6 +83,8 @@ class InstanceStatus:
             "error_text": self.error_text if lifecycle.is_alive else "",
             "probes": {kind: _probe_to_json(latest) for kind, latest in self.probes.items()},
             "sockets": self.sockets,
+            "stored_descriptors": list(self.stored_descriptors),
+            "stored_descriptors_max": self.max_stored,
             "output_blocked_sec": round(self.blockage.seconds, 3) if self.blockage is not None else None,
             "output_blocked_by": self.blockage.reason if self.blockage is not None else "",
             "cgroup": self.cgroup,

@@ -36,6 +36,7 @@ from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.listeners import LinuxListeners, Listeners
 from nsupervisor.service.platform.pid_file import find_daemon
 from nsupervisor.service.platform.program_directories import make_directories, remove_directories
+from nsupervisor.service.platform.received_descriptors import LinuxReceivedDescriptors, ReceivedDescriptors
 from nsupervisor.service.platform.roots import make_overlay_directory
 from nsupervisor.service.platform.start_conditions import find_unmet_condition
 from nsupervisor.service.platform.start_obstacle import StartObstacle, find_start_obstacle
@@ -138,6 +139,8 @@ class Kernel:
     """Sends a probe, in the network namespace of the process behind a pidfd, or for -1 in that of the service."""
     listeners: Listeners = attrs.field(factory=LinuxListeners)
     """Sockets that the service listens on for workloads."""
+    descriptors: ReceivedDescriptors = attrs.field(factory=LinuxReceivedDescriptors)
+    """Descriptors that programs have sent."""
     timers: TimerHost = attrs.field(factory=LinuxTimerHost)
     """The wall clock, time zones, and what is remembered of timers."""
     open_path_watcher: OpenPathWatcher = _open_path_watcher

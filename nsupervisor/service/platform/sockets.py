@@ -96,20 +96,14 @@ class Sockets:
         else:
             self._watched.discard(key)
 
-    async def begin(self, config: Config, find_pids: Callable[[str], Iterable[int]]) -> None:
+    async def begin(self, config: Config, held: dict[str, int], find_pids: Callable[[str], Iterable[int]]) -> None:
         """Open all sockets: those that the keeper holds, those that programs have, and new ones for all others.
 
-        Only before anything starts. `find_pids` returns the processes of a workload, which may be those of an earlier
-        supervisor. If the keeper is lost meanwhile, the next one gets them by `hand_over`.
+        Only before anything starts. `held` is what the keeper holds (`read_held`), which is taken over. `find_pids`
+        returns the processes of a workload, which may be those of an earlier supervisor. If the keeper is lost
+        meanwhile, the next one gets them by `hand_over`.
         """
-        self._wanted = _find_wanted(config)
-        keeper, held = self.keeper.direct, {}
-        if not self._wanted and not keeper.held_at_start:
-            return
-        try:
-            held = await keeper.held()
-        except KeeperLost:
-            pass
+        self._wanted, keeper = _find_wanted(config), self.keeper.direct
         for key, wanted in self._wanted.items():
             if (fd := held.pop(key, -1)) >= 0 and not self.kernel.listeners.is_intact(fd, wanted.config):
                 self.kernel.listeners.close(fd)
@@ -183,11 +177,11 @@ class Sockets:
             if unwanted:
                 await self.keeper.release(unwanted)
 
-    async def hand_over(self, keeper: KeeperConnection) -> None:
-        """Give a keeper that replaces another one the sockets that it lacks. Raises KeeperLost."""
-        held = await keeper.held() if keeper.held_at_start else {}
-        for fd in held.values():
-            self.kernel.listeners.close(fd)
+    async def hand_over(self, keeper: KeeperConnection, held: Sequence[str]) -> None:
+        """Give a keeper that replaces another one the sockets that it lacks. Raises KeeperLost.
+
+        `held`: the keys of the sockets that it holds already.
+        """
         for key, fd in list(self._open.items()):
             if key not in held:
                 await keeper.hold(key, fd)

@@ -48,8 +48,9 @@ def descriptors_needed(config: Config, host: Host) -> DescriptorNeed:
         workload = config.workloads[name]
         socket = int(workload.uses_notify_socket)
         files = {getattr(workload.log, stream) for stream in ("stdout", "stderr")} & {"file", "both"}
-        supervisor += FDS_PER_START + socket + bool(files) + _watch_descriptors(workload.policy, host)
-        keeper += FDS_PER_START - (not workload.init) + socket
+        stored = workload.file_descriptor_store_max
+        supervisor += FDS_PER_START + socket + bool(files) + _watch_descriptors(workload.policy, host) + stored
+        keeper += FDS_PER_START - (not workload.init) + socket + stored
     for group in config.groups.values():
         supervisor += _watch_descriptors(group.policy, host)
     return DescriptorNeed(supervisor + _watch_descriptors(config.host.policy, host), keeper)

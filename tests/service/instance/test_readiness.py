@@ -12,8 +12,14 @@ import pytest
 import trio
 import trio.testing
 
-from nsupervisor.notify_socket import Datagram, notify_socket, socket_path
-from nsupervisor.service.instance.readiness import NotificationReader, host_owner, parse, receive
+from nsupervisor.notify_socket import MAX_BACKLOG_FDS, Datagram, notify_socket, socket_path
+from nsupervisor.service.instance.readiness import (
+    MAX_UNUSUAL_FDS,
+    NotificationReader,
+    host_owner,
+    parse,
+    receive,
+)
 from nsupervisor.service.instance.status_texts import REPORT_INTERVAL_S
 from tests.needs import needs
 from tests.timing import deadline
@@ -335,3 +341,66 @@ async def test_a_barrier_that_waited_while_no_service_ran_is_kept(path):
             assert reader.is_ready
             assert is_closed(readable)
     os.close(readable)
+
+
+# ---- descriptors
+
+
+async def test_after_some_files_no_descriptor_is_received_any_more(path):
+    """Each of them might have to be closed by a thread that waits for the workload."""
+    came, closed = [], []
+
+    def discard(fds):
+        closed.extend(fds)
+        for fd in fds:
+            os.close(fd)
+        return len(fds)
+
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        reader = NotificationReader(
+            *(ours, 0.0, lambda *news: came.append(news), never, everyone, os.close, False),
+            max_stored=3,
+            on_store=lambda request, fds: discard(fds) and "files",
+            discard=discard,
+        )
+        for number in range(MAX_UNUSUAL_FDS // 2 + 2):
+            socket.send_fds(theirs, [b"STATUS=%d" % number], [0, 1])
+            reader.read_waiting()
+    assert len(closed) == MAX_UNUSUAL_FDS
+
+
+async def test_more_descriptors_than_a_store_can_have_are_said_to_be_lost(path):
+    came, stored = [], []
+    with notify_socket(path, None) as ours, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        reader = NotificationReader(
+            *(ours, 0.0, lambda *news: came.append(news), never, everyone, os.close, False),
+            max_stored=2,
+            on_store=lambda request, fds: stored.extend(fds) or "",
+        )
+        socket.send_fds(theirs, [b"FDSTORE=1"], [theirs.fileno()] * 250)
+        reader.read_waiting()
+    assert 2 <= len(stored) <= 3, "the kernel rounds the room up"
+    for fd in stored:
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    assert came == [("STORE", "descriptor store: more than 2 descriptors in one message")]
+
+
+async def test_descriptors_that_waited_while_no_service_ran_are_taken_up_to_a_limit(path):
+    """The messages behind stay in the socket, until these have been handled."""
+    with notify_socket(path, None) as first, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as theirs:
+        theirs.connect(str(path))
+        for _ in range(5):
+            socket.send_fds(theirs, [b"FDSTORE=1"], [theirs.fileno()] * 60)
+        with notify_socket(directory_of_another(path), None, os.dup(first.socket.fileno())) as second:
+            taken = list(second.backlog)
+            assert sum(len(datagram.fds) for datagram in taken) <= MAX_BACKLOG_FDS
+            for fd in (fd for datagram in taken for fd in datagram.fds):
+                os.close(fd)
+            second.backlog.clear()
+            left = await receive(second, everyone, never, 60)
+            assert left.data == b"FDSTORE=1"
+            for fd in left.fds:
+                os.close(fd)
