@@ -40,7 +40,8 @@ def _starts(jobs: Jobs, saved: SavedState) -> dict[Actor, Initiator]:
     for name, actor in jobs.actors.items():
         record = saved.instances.get(name)
         if record is not None and (initiator := record.start_initiator):
-            if record.start_is_due:
+            # A generation that was adopted has begun after the checkpoint: it is the start that was pending.
+            if record.start_is_due and actor.lifecycle.generation == record.lifecycle.generation:
                 starts[actor] = initiator
             else:
                 actor.set_start_status(NO_START)
