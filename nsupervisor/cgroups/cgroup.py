@@ -394,7 +394,7 @@ class Cgroup:
             return False
         files = self.host.files
         try:
-            if any(files.list_directories(directory) for directory in (self.path, *self.v1.values())):
+            if any(files.has_directories(directory) for directory in (self.path, *self.v1.values())):
                 return True
             return any(files.read_text(f"{self.path}/{file}").strip() not in values for file, values in _NEW.items())
         except OSError:

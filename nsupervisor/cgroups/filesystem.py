@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     DeviceRules = tuple[DeviceRule, ...]
 
 _READ_SIZE = 8192
+_LINKS_WITHOUT_DIRECTORIES = 2  # its name, and "." in it
 
 
 class CgroupFiles(Protocol):
@@ -52,6 +53,9 @@ class CgroupFiles(Protocol):
 
     def list_directories(self, path: str) -> list[str]:
         """Return the names of the cgroups directly below `path`."""
+
+    def has_directories(self, path: str) -> bool:
+        """Return whether there are cgroups directly below `path`."""
 
     def lock(self, path: str) -> int:
         """Lock a cgroup's directory; return a descriptor that holds the lock. Raises BlockingIOError if it is held."""
@@ -91,8 +95,15 @@ class KernelCgroupFiles:
         os.close(fd)
 
     def read_text(self, path: str) -> str:
-        with open(path) as file:
-            return file.read()
+        # Not open(), which makes three more system calls and two objects: each restart reads such files.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            chunks = []
+            while chunk := os.read(fd, _READ_SIZE):
+                chunks.append(chunk)
+        finally:
+            os.close(fd)
+        return b"".join(chunks).decode()
 
     def write(self, path: str, text: str) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
@@ -119,6 +130,11 @@ class KernelCgroupFiles:
     def list_directories(self, path: str) -> list[str]:
         with os.scandir(path) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+    def has_directories(self, path: str) -> bool:
+        # Each restart asks, and a cgroup has some forty files. The number of links counts the directories below
+        # (kernfs_refresh_inode in fs/kernfs/inode.c), and each file system that does not count them says 1.
+        return os.stat(path).st_nlink != _LINKS_WITHOUT_DIRECTORIES and bool(self.list_directories(path))
 
     def lock(self, path: str) -> int:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

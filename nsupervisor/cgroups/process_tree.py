@@ -414,6 +414,9 @@ class ProcessTreeFiles:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return list(directory.children)
 
+    def has_directories(self, path: str) -> bool:
+        return bool(self.list_directories(path))
+
     def lock(self, path: str) -> int:
         """Return a descriptor that holds nothing: the lock of the runtime directory is enough, as it names the root."""
         return self._real.open(os.devnull)

@@ -172,6 +172,9 @@ class CgroupFiles:
         self._life.call("scandir")
         return [os.path.basename(child) for child in self._machine.find_cgroup(path).children]
 
+    def has_directories(self, path: str) -> bool:
+        return bool(self.list_directories(path))
+
     def lock(self, path: str) -> int:
         self._life.call(f"lock {path}")
         cgroup = self._machine.find_cgroup(path)

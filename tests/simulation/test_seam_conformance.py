@@ -55,6 +55,8 @@ def test_directories(side: Side) -> None:
     assert side.call("list_directories", cgroup) == ["b"]
     assert side.call("list_directories", f"{cgroup}/b/c") == []
     assert side.call("list_directories", f"{cgroup}/missing") == "ENOENT"
+    assert [side.call("has_directories", path) for path in (cgroup, f"{cgroup}/b/c")] == [True, False]
+    assert side.call("has_directories", f"{cgroup}/missing") == "ENOENT"
     assert side.call("remove_directory", cgroup) == "EBUSY"
     assert side.call("remove_directory", f"{cgroup}/missing") == "ENOENT"
     assert [side.call("exists", path) for path in (cgroup, f"{cgroup}/cgroup.procs", f"{cgroup}/missing")] == [
