@@ -67,13 +67,13 @@ class Child:
         "stdout",
     )
 
-    def __init__(self, spec: Spec, pid: int, fds: Descriptors) -> None:
+    def __init__(self, spec: Spec, pid: int, fds: Descriptors, refill_kind: Kind | None) -> None:
         self.id = spec.id
         self.name = spec.name
         self.has_init = spec.has_init
         self.is_tree = is_tree(spec)
         # Of the waiting init that this child consumed; the zygote creates another one.
-        self.refill_kind = Kind.of(spec) if spec.has_init else None
+        self.refill_kind = refill_kind
         self.pid = pid
         self.start_ticks = 0
         self.stdout = fds.stdout
@@ -331,9 +331,10 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
         except OSError as error:
             message = f"cannot open the cgroup {spec.cgroup}: {error.strerror}"
             raise SpawnError("open_cgroup", message, error.errno or 0) from None
+    kind = Kind.of(spec) if spec.has_init else None
     try:
-        if spec.has_init:
-            pid, fds = zygote.start(Kind.of(spec), spec, cgroup)
+        if kind is not None:
+            pid, fds = zygote.start(kind, spec, cgroup)
         else:
             pid, fds = _clone(spec.flags & ~CLONE_NEWCGROUP, spec, cgroup)
     except OSError as error:
@@ -341,7 +342,7 @@ def spawn(spec: Spec, zygote: Zygote) -> Child:
     finally:
         if cgroup >= 0:
             os.close(cgroup)
-    child = Child(spec, pid, fds)
+    child = Child(spec, pid, fds, kind)
     if "user" in spec.namespaces:
         _write_maps_and_proceed(spec, child, fds)
     fds.close_started()

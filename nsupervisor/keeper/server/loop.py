@@ -125,7 +125,7 @@ class Keeper:
     def run(self) -> None:
         """Run the event loop until the keeper may exit."""
         while not self._may_exit():
-            ready = self.epoll.poll(-1 if self.had_client else FIRST_CLIENT_TIMEOUT_S)
+            ready = self.epoll.poll(self._idle_timeout() if self.had_client else FIRST_CLIENT_TIMEOUT_S)
             if not ready and not self.had_client:
                 break
             for fd, _ in ready:
@@ -144,6 +144,10 @@ class Keeper:
             os.unlink(self.socket_path)
         except FileNotFoundError:  # the whole runtime directory has been removed
             pass
+
+    def _idle_timeout(self) -> float:
+        """Return the seconds until something is to be done without an event; 0 while inits in advance are missing."""
+        return 0 if self.zygote.refill_further() else self.zygote.discard_further()
 
     def _refill(self) -> None:
         while self.pending_refills:

@@ -24,6 +24,10 @@ kinds of new namespaces, and a standby that waits for a program (standby.py). Th
 log pipes and sockets, and the keeper talks to it directly. Neither is in a workload's cgroup, and the init never joins
 it: limits and kills apply only to the program and the processes it starts. No process can be made from the init.
 
+**How many.** One init of each kind in use waits. While starts of a kind come faster than the zygote makes inits, up to
+four wait (demand.py): they are ordered while the keeper has nothing else to do. A second after the last start the
+further ones are discarded.
+
 **A waiting init shows old mounts.** A mount namespace shows what was mounted when it was created. So when a file system
 is mounted or unmounted on the host, waiting inits are discarded: at once, since they would keep an unmounted file
 system busy; and again before each start, since the keeper may not have seen the event yet.
@@ -35,6 +39,7 @@ many pages, and are for processes with threads.
 from __future__ import annotations
 
 import array
+import collections
 import errno
 import fcntl
 import gc
@@ -46,6 +51,7 @@ import struct
 import time
 
 from nsupervisor.keeper import native
+from nsupervisor.keeper.server.demand import CALM_S, Demand
 from nsupervisor.keeper.setup import plan, sandbox, standby
 from nsupervisor.keeper.setup import steps as setup
 from nsupervisor.keeper.setup.descriptors import (
@@ -70,7 +76,8 @@ _ORDER_MESSAGE = struct.Struct("Q?")
 """The message to the zygote: the clone flags, and whether the standby performs plans. It is sent with the child's ends
 of its descriptors."""
 MAX_WAITING = 8
-"""Inits that wait. Each kind has one; if there are more kinds in use, the one that has waited longest is discarded."""
+"""Inits that wait. If there are more kinds in use, that of the kind that was used least recently is discarded. A second
+one of a kind takes no other's place."""
 _CHILD_FDS = (REPORT_FD, STARTED_FD, STDOUT_FD, STDERR_FD)
 _CONNECTION_FD = FIRST_FREE_FD  # in the zygote; then the pipe to the init, which gets the next free numbers
 _ORDER_WRITER_FD, _EXECUTABLE_FD, _SETUP_FD = native.ORDER + 1, native.ORDER + 2, native.ORDER + 3
@@ -122,7 +129,9 @@ class Zygote:
         self._exits = exits
         self._socket: socket.socket | None = None
         self._pidfd = -1
-        self._waiting: dict[Kind, Descriptors] = {}  # an init, started or not, with its standby; oldest first
+        # Inits, started or not, with their standbys, the oldest first; the kind that was used least recently first.
+        self._waiting: dict[Kind, collections.deque[Descriptors]] = {}
+        self._demands: dict[Kind, Demand] = {}  # of kinds that may want more than one
         self._last_start = 0.0
         self.is_urgent = False
         """The last start followed the previous one so soon that the next may come before another init is ready."""
@@ -141,12 +150,13 @@ class Zygote:
         self.is_urgent = now < self._last_start + _URGENT_INTERVAL_S
         self._last_start = now
         self.discard_outdated()
+        self._note_start(kind, now)
         if "uts" in spec.namespaces and spec.hostname is None:
             spec.hostname = os.uname().nodename  # the host's present name
         owner = spec.host_owner()
         for attempt in (1, 2):
             try:
-                fds = self._waiting.pop(kind, None) or self._order_init(kind)
+                fds = self._take(kind) or self._order_init(kind)
                 try:
                     # Not before the init has executed its program: until then it shares the zygote's memory.
                     pid = _wait_started(fds)
@@ -168,20 +178,76 @@ class Zygote:
         raise AssertionError
 
     def refill(self, kind: Kind) -> None:
-        """Order an init for the next program with these namespaces, without waiting for it.
+        """Order an init for the next program with these namespaces if none waits, without waiting for it.
 
         A user namespace has its own identity maps, so no init with one can be created in advance.
         """
         self.discard_outdated()  # now: otherwise the next start would discard this init for a mount that was before it
         if kind.flags & CLONE_NEWUSER or kind in self._waiting or self._socket is None:
             return
-        if len(self._waiting) >= MAX_WAITING:
-            oldest = next(iter(self._waiting))
-            self._waiting.pop(oldest).close_keeper_ends()
+        if self._count_waiting() >= MAX_WAITING:
+            further = (other for other, waiting in self._waiting.items() if len(waiting) > 1)
+            self._discard_one(next(further, next(iter(self._waiting))))
+        self._add(kind)
+
+    def refill_further(self) -> bool:
+        """Order one more init of a kind whose starts come fast; return whether there was one to order.
+
+        For when nothing else is to be done.
+        """
+        if self._socket is None or not self._demands or self._count_waiting() >= MAX_WAITING:
+            return False
+        for kind, demand in self._demands.items():
+            if 0 < len(self._waiting.get(kind, ())) < demand.wanted:
+                return self._add(kind)
+        return False
+
+    def discard_further(self) -> float:
+        """Discard inits that a burst of starts has left; return the seconds until there may be others, or -1."""
+        now = time.monotonic()
+        for kind, demand in list(self._demands.items()):
+            if demand.is_calm(now):
+                del self._demands[kind]
+                while len(self._waiting.get(kind, ())) > 1:
+                    self._discard_one(kind)
+        if not self._demands:
+            return -1
+        return max(min(demand.last_start for demand in self._demands.values()) + CALM_S - now, 0.0)
+
+    def _note_start(self, kind: Kind, now: float) -> None:
+        demand = self._demands.get(kind)
+        if demand is None:
+            if not self.is_urgent:
+                return
+            demand = self._demands[kind] = Demand()
+            demand.last_start = now
+        demand.note_start(now, kind in self._waiting)
+
+    def _take(self, kind: Kind) -> Descriptors | None:
+        """Take the oldest init of a kind that waits, if there is one."""
+        waiting = self._waiting.pop(kind, None)
+        if waiting is None:
+            return None
+        fds = waiting.popleft()
+        if waiting:
+            self._waiting[kind] = waiting  # at the end: it was used last
+        return fds
+
+    def _add(self, kind: Kind) -> bool:
         try:
-            self._waiting[kind] = self._order_init(kind)
+            fds = self._order_init(kind)
         except OSError:  # then the next start creates its own init
-            pass
+            return False
+        self._waiting.setdefault(kind, collections.deque()).append(fds)
+        return True
+
+    def _discard_one(self, kind: Kind) -> None:
+        fds = self._take(kind)
+        assert fds is not None
+        fds.close_keeper_ends()
+
+    def _count_waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
 
     def discard_outdated(self) -> None:
         """Discard waiting inits if a file system has been mounted or unmounted since they were created.
@@ -195,10 +261,13 @@ class Zygote:
 
     def _discard(self) -> None:
         """Discard all waiting inits: they exit by themselves, and the keeper's loop reaps them."""
-        waiting = list(self._waiting.values())
+        waiting = self._all_waiting()
         self._waiting.clear()
         for fds in waiting:
             fds.close_keeper_ends()
+
+    def _all_waiting(self) -> list[Descriptors]:
+        return [fds for waiting in self._waiting.values() for fds in waiting]
 
     def _order_init(self, kind: Kind) -> Descriptors:
         if self._socket is None:
@@ -258,7 +327,7 @@ class Zygote:
         For the keeper's own exit, when it has no other children.
         """
         pids = []
-        for fds in self._waiting.values():
+        for fds in self._all_waiting():
             try:
                 pids.append(_wait_started(fds))
             except OSError:
@@ -297,11 +366,15 @@ def wait_standby(fds: Descriptors) -> int:
 
 def _receive(end: socket.socket, size: int) -> tuple[bytes, int]:
     """Wait for one message; return it with its sender's pid."""
-    end.settimeout(_TIMEOUT_S)
+    ancillary_size = socket.CMSG_SPACE(setup.CREDENTIALS.size)
     try:
-        data, ancillary, _, _ = end.recvmsg(size, socket.CMSG_SPACE(setup.CREDENTIALS.size))
-    finally:
-        end.setblocking(False)
+        data, ancillary, _, _ = end.recvmsg(size, ancillary_size, socket.MSG_DONTWAIT)
+    except BlockingIOError:  # it is rarely waited for
+        end.settimeout(_TIMEOUT_S)
+        try:
+            data, ancillary, _, _ = end.recvmsg(size, ancillary_size)
+        finally:
+            end.setblocking(False)
     return data, setup.CREDENTIALS.unpack(ancillary[0][2])[0] if data else 0
 
 

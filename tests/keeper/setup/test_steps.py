@@ -20,7 +20,7 @@ def test_a_program_whose_descriptor_cannot_be_taken_is_a_start_that_failed():
     fds = Descriptors(True)
     try:
         spec = Spec({"id": "web#1", "name": "web", "argv": ["x"], "env": {}, "cwd": "/", "namespaces": ["pid"]})
-        with fds.report, closing(Child(spec, process.pid, fds)) as child:
+        with fds.report, closing(Child(spec, process.pid, fds, None)) as child:
             with socket.socket(fileno=fds.child_fds.pop(REPORT_FD)) as theirs:
                 pidfd = os.pidfd_open(process.pid)
                 rights = array.array("i", [pidfd])
