@@ -48,6 +48,8 @@ _SPAWNED_FDS = 2  # pipes
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 _MAX_BATCH = 32
 """Requests in one message: while thousands stop, the keeper begins with the first ones before the last are made."""
+_MAX_SPAWNS = protocol.MAX_FDS // _SPAWNED_FDS
+"""Requests "spawn" among them: the reply has the pipes of all."""
 
 INITIAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 """The limit on open files before the supervisor raised it; programs get it."""
@@ -65,6 +67,23 @@ class _PendingCall:
     held: dict[str, int] = attrs.field(factory=dict)
     without_descriptors: bool = False
     """The children in the reply to "list" come without descriptors."""
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """Requests that are about to be sent in one message."""
+
+    requests: list[dict[str, Any]] = attrs.field(factory=list)
+    spawns: int = 0
+    """How many of them are requests "spawn"."""
+    sent: trio.Event = attrs.field(factory=trio.Event)
+    """Set when the message has been sent, or cannot be sent."""
+
+    def add(self, request: dict[str, Any]) -> bool:
+        """Add a request; return whether the batch is full."""
+        self.requests.append(request)
+        self.spawns += request["do"] == "spawn"
+        return len(self.requests) >= _MAX_BATCH or self.spawns >= _MAX_SPAWNS
 
 
 def _no_op() -> None:
@@ -104,8 +123,10 @@ class Keeper:
     _socket: socket.socket
     _sender: trio.MemorySendChannel[Execed | Ended]
     _last_request: int = 0
-    _batch: list[dict[str, Any]] = attrs.field(factory=list)
-    """Requests that are about to be sent together."""
+    _batch: _Batch | None = None
+    """The requests that are about to be sent together."""
+    _spawn_count: int = 0
+    """How many requests "spawn" have no reply yet."""
     _pending: dict[int, _PendingCall] = attrs.field(factory=dict)
     _send_lock: trio.Lock = attrs.field(factory=trio.Lock)
     _last_heard: float = 0.0
@@ -157,7 +178,13 @@ class Keeper:
             raise SpawnError("security", _NO_SECURITY, errno.EOPNOTSUPP)
         else:
             known = _without_security(known)
-        call = await self._call({"do": "spawn", "spec": known}, SpawnError, while_waiting, fds)
+        # A single start does not wait for others.
+        may_gather = self._spawn_count > 0 and not fds and "batch-spawn" in self.features
+        self._spawn_count += 1
+        try:
+            call = await self._call({"do": "spawn", "spec": known}, SpawnError, while_waiting, fds, may_gather)
+        finally:
+            self._spawn_count -= 1
         assert call.reply is not None
         if len(call.fds) != _SPAWNED_FDS:  # the program runs, but its output could not be read
             protocol.close_all(call.fds)
@@ -362,10 +389,11 @@ class Keeper:
                     if not sent:
                         request = {"request": number, **message}
                         if may_gather and "batch" in self.features:
+                            sent = True  # it is in the batch from then on, whatever interrupts this
                             await self._send_gathered(request)
                         else:
                             await self._send(protocol.encode(request), fds)
-                        sent = True
+                            sent = True
                         while_waiting()
                     await call.answered.wait()
                 # With thousands of requests at once the last ones wait for long; replies to others keep them waiting.
@@ -395,16 +423,29 @@ class Keeper:
 
         The first task lets the others run once. Nothing waits for that if the batch is full before.
         """
-        self._batch.append(request)
-        if len(self._batch) == 1:
+        batch, is_first = self._batch, self._batch is None
+        if batch is None:
+            batch = self._batch = _Batch()
+        is_full = batch.add(request)
+        if is_full:
+            self._batch = None
+        elif is_first:
             await trio.lowlevel.cancel_shielded_checkpoint()
-        elif len(self._batch) < _MAX_BATCH:
+            if self._batch is not batch:  # it was full, and another task has sent it, or is about to
+                await batch.sent.wait()
+                return
+            self._batch = None
+        else:
+            if request["do"] == "spawn":  # its checkpoint must not be saved before the keeper can have the request
+                await batch.sent.wait()
             return
-        batch, self._batch = self._batch, []
-        if len(batch) == 1:
-            await self._send(protocol.encode(batch[0]))
-        elif batch:  # otherwise it was full, and another task has sent it
-            await self._send(protocol.encode({"do": "batch", "requests": batch}))
+        try:
+            if len(batch.requests) == 1:
+                await self._send(protocol.encode(batch.requests[0]))
+            else:
+                await self._send(protocol.encode({"do": "batch", "requests": batch.requests}))
+        finally:
+            batch.sent.set()
 
     async def _send(self, body: bytes, fds: Sequence[int] = ()) -> None:
         if not self._send_lock.locked():  # almost always; without a checkpoint, as it delays a start
@@ -469,7 +510,10 @@ class Keeper:
                     call.held[key] = fds[0]
             case {"replies": [*replies]}:
                 for reply in replies:
-                    self._handle_message(reply, ())
+                    count = reply.get("fds", 0)  # fewer may have arrived: the kernel leaves out the last ones
+                    own, fds = fds[:count], fds[count:]
+                    self._handle_message(reply, own)
+                protocol.close_all(fds)
             case {"reply": None}:  # to an unreadable request: the oldest pending one, as replies come in order
                 for call in self._pending.values():
                     if call.reply is None:

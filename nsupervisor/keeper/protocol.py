@@ -4,7 +4,8 @@ Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the
 
     client → keeper   {"request": N, "do": "spawn" | "enter" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
                       "main" | "hold" | "release" | "held" | "protect" | "listen" | "filter" | "shutdown", …}
-                      {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal" and "acknowledge"
+                      {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal", "acknowledge" and
+                                                                          "spawn", without descriptors
     keeper → client   {"event": "hello", "pid", "features": […], "held"}  first, on every connection
                       {"event": "held", "reply": N, "key"} and it         for each one, before the reply to "held"
                       {"event": "execed", "id", "pid"}
@@ -15,7 +16,8 @@ Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the
                                                                           "ids": only these, "bare": no descriptors
                       {"reply": N, …}                                     to "spawn" with descriptors
                       {"reply": N, "error": {"step", "message", "errno"}}
-                      {"replies": [{"reply": N, …}, …]}                   to "batch"
+                      {"replies": [{"reply": N, …, "fds"}, …]}            to "batch", with the descriptors of all in
+                                                                          order; "fds" says how many each has
                       {"reply": null, "error": …}                         to an unreadable message
 
 The descriptors of a child are the read ends of stdout and stderr, and its notify socket if it has one. The notify
@@ -40,7 +42,8 @@ are sent with "spawn", before the notify socket.) "enter" is sent with its stand
 "pid" with the start time "started", the program of a child. It is sent with a pidfd of that process. With the feature
 "hold": the number "held" in "hello"; the requests "hold" (a descriptor under a "key"), "release" ("keys") and "held";
 and in a "spec" the key "descriptors", pairs of such a key and a name: the program gets these from descriptor 3 on, with
-LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as in sd_listen_fds(3).
+LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as in sd_listen_fds(3). With the feature "batch-spawn": up to eight requests
+"spawn" in a "batch", and the key "fds" of its replies.
 """
 
 from __future__ import annotations

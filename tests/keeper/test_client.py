@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from nsupervisor.keeper import client, protocol
 from nsupervisor.keeper.client import REPLY_TIMEOUT_S, Keeper
-from nsupervisor.keeper.messages import Ended, Execed, KeeperLost
+from nsupervisor.keeper.messages import Ended, Execed, KeeperLost, SpawnError
 from tests.timing import deadline
 
 
@@ -159,6 +159,107 @@ async def test_a_batch_is_lost_with_its_keeper() -> None:
         async with trio.open_nursery() as nursery:
             for number in range(3):
                 nursery.start_soon(acknowledge, number)
+    assert sorted(lost) == [0, 1, 2]
+    assert keeper._pending == {}
+
+
+def spawned_reply(requests: list[dict], pipes: int) -> dict:
+    """The reply to these requests "spawn", each of which has as many pipes."""
+    return {"replies": [{"reply": one["request"], "pid": 7, "fds": pipes} for one in requests]}
+
+
+async def test_spawns_while_others_are_pending_are_sent_together() -> None:
+    """A single start is sent at once. A checkpoint is not saved before the keeper has been sent the request."""
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch", "batch-spawn"})
+    spawned, before_message = {}, []
+
+    def while_waiting() -> None:
+        try:
+            theirs.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            before_message.append(True)
+
+    async def spawn(number: int) -> None:
+        spawned[number] = await keeper.spawn({"id": f"x{number}#1"}, while_waiting)
+
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            nursery.start_soon(spawn, 0)
+            await wait_all_tasks_blocked()
+            for number in range(1, client._MAX_SPAWNS + 3):
+                nursery.start_soon(spawn, number)
+            await wait_all_tasks_blocked()
+            alone = await next_request(theirs)
+            batches = [(await next_request(theirs))["requests"] for _ in range(2)]
+            assert alone["spec"] == {"id": "x0#1"}
+            assert [len(batch) for batch in batches] == [client._MAX_SPAWNS, 2]
+            fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+            protocol.send(theirs, protocol.encode({"reply": alone["request"], "pid": 7}), fds)
+            for batch in batches:
+                protocol.send(theirs, protocol.encode(spawned_reply(batch, 2)), fds * len(batch))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    protocol.close_all(fds)
+    assert {number: one.id for number, one in spawned.items()} == {
+        number: f"x{number}#1" for number in range(client._MAX_SPAWNS + 3)
+    }
+    pipes = [fd for one in spawned.values() for fd in (one.stdout, one.stderr)]
+    assert len({*pipes}) == 2 * len(spawned)
+    protocol.close_all(pipes)
+    assert before_message == []
+
+
+async def test_a_spawn_of_a_batch_whose_pipes_did_not_arrive_is_ended() -> None:
+    """The kernel leaves out the last descriptors of a message if the supervisor may have no more of them."""
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch", "batch-spawn"})
+    outcomes: dict[int, str] = {}
+
+    async def spawn(number: int) -> None:
+        try:
+            spawned = await keeper.spawn({"id": f"x{number}#1"})
+            protocol.close_all([spawned.stdout, spawned.stderr])
+            outcomes[number] = "spawned"
+        except SpawnError as error:
+            outcomes[number] = error.step
+
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            keeper._spawn_count = 1
+            for number in range(2):
+                nursery.start_soon(spawn, number)
+            requests = (await next_request(theirs))["requests"]
+            fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+            protocol.send(theirs, protocol.encode(spawned_reply(requests, 2)), fds)
+            protocol.close_all(fds)
+            kill = await next_request(theirs)
+            assert (kill["do"], kill["id"], kill["signums"]) == ("signal", requests[1]["spec"]["id"], [9])
+            protocol.send(theirs, protocol.encode({"reply": kill["request"], "sent": True}))
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert sorted(outcomes.values()) == ["descriptors", "spawned"]
+
+
+async def test_spawns_of_a_batch_are_lost_with_their_keeper() -> None:
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch", "batch-spawn"})
+    lost = []
+
+    async def spawn(number: int) -> None:
+        try:
+            await keeper.spawn({"id": f"x{number}#1"})
+        except KeeperLost:
+            lost.append(number)
+
+    with keeper._socket:
+        theirs.close()
+        keeper._spawn_count = 1
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(spawn, number)
     assert sorted(lost) == [0, 1, 2]
     assert keeper._pending == {}
 

@@ -242,6 +242,7 @@ async def test_a_command_ends_with_the_program_of_its_namespace(harness: Harness
     with trio.fail_after(deadline(20)):
         await entry.wait_ended()
     assert entry.status == signal.SIGKILL
+    await harness.ended(spawned)  # the keeper may have seen the end of the command first
     with pytest.raises(SpawnError, match="does not run"):
         await begin(harness, spawned, spec, (0, 1, 2), "true")
     await harness.finish(spawned)

@@ -56,7 +56,20 @@ LOCK_FD, LISTENER_FD = 3, 4
 FIRST_CLIENT_TIMEOUT_S = 10.0  # the client that starts a keeper connects before the keeper runs
 MESSAGES_PER_WAKEUP = 32
 FEATURES = (
-    *("batch", "cover", "debug", "enter", "hold", "join", "listen", "main", "process-tree", "protect", "security"),
+    *(
+        "batch",
+        "batch-spawn",
+        "cover",
+        "debug",
+        "enter",
+        "hold",
+        "join",
+        "listen",
+        "main",
+        "process-tree",
+        "protect",
+        "security",
+    ),
 )
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
@@ -592,8 +605,17 @@ class Keeper:
         if not isinstance(requests, list) or not all(isinstance(request, dict) for request in requests):
             raise RequestError('"requests" is not a list of requests')
         if other := [request.get("do") for request in requests if request.get("do") not in _BATCHED]:
-            raise RequestError(f"{other[0]!r:.80} is not possible in a batch; {' and '.join(_BATCHED)} are")
-        return {"replies": [self._answer(request, [])[0] for request in requests]}, ()
+            raise RequestError(f"{other[0]!r:.80} is not possible in a batch; {', '.join(_BATCHED)} are")
+        if sum(request["do"] == "spawn" for request in requests) > _MAX_BATCHED_SPAWNS:
+            raise RequestError(f'at most {_MAX_BATCHED_SPAWNS} requests "spawn" are possible in a batch')
+        replies: list[dict[str, Any]] = []
+        reply_fds: list[int] = []
+        for request in requests:
+            reply, own_fds = self._answer(request, [])
+            replies.append({**reply, "fds": len(own_fds)} if own_fds else reply)
+            reply_fds += own_fds
+            self._refill()  # before the next one, as in `_on_client`
+        return {"replies": replies}, tuple(reply_fds)
 
     def _acknowledge(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         child = self.children.get(_child_id(message))
@@ -755,7 +777,8 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "listen": Keeper._listen,
     "shutdown": Keeper._shutdown,
 }
-_BATCHED = ("signal", "acknowledge")
+_BATCHED = ("signal", "acknowledge", "spawn")
+_MAX_BATCHED_SPAWNS = protocol.MAX_FDS // 2  # the reply has both pipes of each
 _SIGNUMS = frozenset((0, *signal.valid_signals()))
 
 

@@ -333,6 +333,35 @@ async def test_each_request_of_a_batch_is_answered_for_itself(raw: Raw) -> None:
     raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
 
 
+async def test_each_spawn_of_a_batch_has_its_own_pipes(raw: Raw) -> None:
+    specs = [{**SPEC, "id": "x#1", "argv": ["true"]}, {"id": "y#1"}, {**SPEC, "id": "z#1", "argv": ["true"]}]
+    requests = [{"request": number, "do": "spawn", "spec": spec} for number, spec in enumerate(specs)]
+    protocol.send(raw.sock, protocol.encode({"do": "batch", "requests": requests}))
+    received = protocol.receive(raw.sock)
+    assert received is not None
+    replies, fds = received[0]["replies"], received[1]
+    inodes = {os.fstat(fd).st_ino for fd in fds}
+    protocol.close_all(fds)
+    assert [reply.get("fds", 0) for reply in replies] == [2, 0, 2]
+    assert (replies[1]["reply"], replies[1]["error"]["step"]) == (1, "spec")
+    assert len(inodes) == 4
+    ended: set[str] = set()
+    while ended != {"x#1", "z#1"}:
+        event = raw.receive()
+        ended |= {event["id"]} if event["event"] == "ended" else set()
+    for id_ in ended:
+        raw.say(protocol.encode({"request": 4, "do": "acknowledge", "id": id_}))
+    raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+
+
+async def test_more_spawns_than_a_reply_can_have_pipes_of_are_refused_all(raw: Raw) -> None:
+    requests = [{"request": n, "do": "spawn", "spec": {**SPEC, "id": f"x#{n}"}} for n in range(9)]
+    answer = raw.say(protocol.encode({"request": 1, "do": "batch", "requests": requests}))
+    assert answer["error"]["message"] == 'at most 8 requests "spawn" are possible in a batch'
+    assert raw.say(b'{"v":1,"request":5,"do":"list"}') == {"v": 1, "reply": 5}
+    raw.say(b'{"v":1,"request":5,"do":"shutdown"}')
+
+
 @pytest.mark.parametrize(
     "wrong", [{"name": 5}, {"with_init": 1}, {"pid": "7"}, {"started": 1.0}, {"program": True}, {"pid": -1}]
 )
