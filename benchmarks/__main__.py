@@ -21,6 +21,7 @@ from benchmarks.spawners import SPAWNERS
 NAMES = (
     "spawn",
     "restart",
+    "timeline",
     "react",
     "footprint",
     "logs",
