@@ -25,8 +25,8 @@ log pipes and sockets, and the keeper talks to it directly. Neither is in a work
 it: limits and kills apply only to the program and the processes it starts. No process can be made from the init.
 
 **How many.** One init of each kind in use waits. While starts of a kind come faster than the zygote makes inits, up to
-four wait (demand.py): they are ordered while the keeper has nothing else to do. A second after the last start the
-further ones are discarded.
+four wait (demand.py): they are ordered while the keeper has nothing else to do. When each start of a second has found
+one, the further ones are discarded.
 
 **A waiting init shows old mounts.** A mount namespace shows what was mounted when it was created. So when a file system
 is mounted or unmounted on the host, waiting inits are discarded: at once, since they would keep an unmounted file
@@ -212,15 +212,14 @@ class Zygote:
                     self._discard_one(kind)
         if not self._demands:
             return -1
-        return max(min(demand.last_start for demand in self._demands.values()) + CALM_S - now, 0.0)
+        return max(min(demand.last_shortage for demand in self._demands.values()) + CALM_S - now, 0.0)
 
     def _note_start(self, kind: Kind, now: float) -> None:
         demand = self._demands.get(kind)
         if demand is None:
             if not self.is_urgent:
                 return
-            demand = self._demands[kind] = Demand()
-            demand.last_start = now
+            demand = self._demands[kind] = Demand(now)
         demand.note_start(now, kind in self._waiting)
 
     def _take(self, kind: Kind) -> Descriptors | None:

@@ -11,7 +11,7 @@ from nsupervisor.keeper.setup.spec import Spec
 
 
 def test_each_start_that_finds_no_standby_doubles_the_demand_up_to_the_limit() -> None:
-    demand = Demand()
+    demand = Demand(10)
     wanted = []
     for number in range(5):
         demand.note_start(10 + number * 0.01, found_one=number == 0)
@@ -19,10 +19,11 @@ def test_each_start_that_finds_no_standby_doubles_the_demand_up_to_the_limit() -
     assert wanted == [1, 2, 4, MAX_IN_ADVANCE, MAX_IN_ADVANCE]
 
 
-def test_after_a_pause_one_standby_is_enough() -> None:
-    demand = Demand()
+def test_when_starts_have_found_standbys_for_long_one_is_enough() -> None:
+    demand = Demand(10)
     for number in range(3):
         demand.note_start(10 + number * 0.01, found_one=False)
+    demand.note_start(10.02 + CALM_S / 2, found_one=True)
     assert not demand.is_calm(10.02 + CALM_S / 2)
     assert demand.is_calm(10.02 + CALM_S)
     demand.note_start(10.02 + CALM_S, found_one=False)
