@@ -618,6 +618,12 @@ def _published_port_conflicts(config: Config) -> Iterator[Conflict]:
                 'needs a network that plugins set up; write network = "cni:default" under namespaces, or remove it',
                 (("workload", workload.name, "namespaces", "network"),),
             )
+        if workload.network.bandwidth_max is not None and not workload.namespaces.cni_network:
+            yield Conflict(
+                ("workload", workload.name, "network", "bandwidth_max"),
+                'needs a network that plugins set up; write network = "cni:default" under namespaces, or remove it',
+                (("workload", workload.name, "namespaces", "network"),),
+            )
         for number, port in enumerate(workload.network.publish):
             path: KeyPath = (*table, number)
             if instance is None and len(workload.instance_ids) > 1:

@@ -371,6 +371,25 @@ def _hostname(value: Any) -> str:
     return text
 
 
+_BANDWIDTH_PATTERN = r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)B/s"
+MIN_BANDWIDTH, MAX_BANDWIDTH = 1 << 10, 1 << 40
+
+
+def _bandwidth(value: Any) -> int:
+    """Load bytes a second; the units are those of sizes, powers of 1024."""
+    match = re.fullmatch(_BANDWIDTH_PATTERN, value, re.ASCII) if isinstance(value, str) and len(value) < 40 else None
+    if match is None:
+        raise ValueError('is not a bandwidth; write for example "10MB/s" or "512KB/s", in bytes')
+    number = units.parse_size(f"{match[1]}{match[2]}")
+    if number is None or not MIN_BANDWIDTH <= number <= MAX_BANDWIDTH:
+        raise ValueError('is out of range; write "1KB/s" to "1TB/s", or remove it for no limit')
+    return number
+
+
+def _rate(value: int) -> str:
+    return f"{units.format_size(value)}B/s"
+
+
 def _ip_address(value: Any) -> str:
     text = _text(value)
     try:
@@ -677,6 +696,9 @@ NETWORK = Scalar(
 MOUNT_NAMESPACE, PID_NAMESPACE, CGROUP_NAMESPACE, USER_NAMESPACE, TIME_NAMESPACE = map(_namespace_of, _NOT_JOINED)
 HOSTNAME = Scalar(
     _hostname, {"type": "string", "pattern": whole_text_pattern(HOSTNAME_PATTERN), "maxLength": MAX_HOSTNAME}
+)
+BANDWIDTH = Scalar(
+    _bandwidth, {"type": "string", "pattern": whole_text_pattern(_BANDWIDTH_PATTERN)}, lambda value: _rate(value)
 )
 IP_ADDRESS = Scalar(_ip_address, {"type": "string", "pattern": "^[0-9A-Fa-f:.]+$"})
 _DOMAIN_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"

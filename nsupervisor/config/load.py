@@ -262,6 +262,8 @@ class _Loader:
         table = f"[{format_path(path)}]" if path else "the file"
         if any(name in model.PLANNED_KEYS.get(base, ()) for base in cls.__mro__):
             message = "is not available yet in this version; remove it"
+        elif elsewhere := [keys[name] for base in cls.__mro__ if name in (keys := model.KEYS_ELSEWHERE.get(base, {}))]:
+            message = elsewhere[0]
         elif nearest := did_you_mean(name, slots):
             message = f"is not a key of {table}{nearest}".replace(", did", "; did")
         elif owner := _subtable_with(slots, name):

@@ -218,6 +218,10 @@ class NetworkConfig(Table):
             ListOf(PUBLISHED_PORT), 'ports of the host that lead to ports of the workload: "127.0.0.1:8080:80/tcp"'
         ),
     )
+    bandwidth_max: int | None = field(
+        default=None,
+        metadata=key(kinds.BANDWIDTH, 'bytes a second that it receives, and sends, at most: "10MB/s"'),
+    )
     dns: DnsConfig = field(
         factory=DnsConfig, metadata=key(TableOf(DnsConfig), "what its /etc/resolv.conf says in place of the host's")
     )
@@ -1129,6 +1133,9 @@ class Config(Table):
 
 PLANNED_KEYS: dict[type, tuple[str, ...]] = {
     SupervisorConfig: ("dashboard", "api"),
-    Resources: ("network_max",),
 }
 """Keys of later versions, by class: rejected like any unknown key, with a message that they are planned."""
+KEYS_ELSEWHERE: dict[type, dict[str, str]] = {
+    Resources: {"network_max": "is no limit of a cgroup; write bandwidth_max in the table network of the workload"},
+}
+"""Keys that are looked for in another place than they have: what the message says."""

@@ -173,6 +173,20 @@ def port_mappings(ports: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
     ]
 
 
+_MIN_BURST, _MAX_BURST = 64 << 13, (1 << 31) - 1
+"""In bits: 64 KiB, the largest packet of a device with segmentation offload; and the most that the plugin takes."""
+
+
+def bandwidth(bytes_per_second: int) -> dict[str, int]:
+    """Return the runtime value "bandwidth": bits a second, in both directions, and bits that may come at once.
+
+    The burst is what comes in a tenth of a second: tbf(8) needs at least what comes in one tick of the kernel's timer.
+    """
+    rate = bytes_per_second * 8
+    burst = min(max(rate // 10, _MIN_BURST), _MAX_BURST)
+    return {"ingressRate": rate, "ingressBurst": burst, "egressRate": rate, "egressBurst": burst}
+
+
 def masquerade_chain(network: str, container_id: str) -> str:
     """Return the name of the chain in the table nat that the plugins bridge and ptp make for an attachment.
 

@@ -251,7 +251,7 @@ def test_what_the_file_may_not_have(text: str, message: str) -> None:
         ("resources = { cpu_max = 1.5 }", "is no share of CPU time"),
         ("resources = { cpu_weight = 0 }", "write a number from 1 to 10000"),
         ("resources = { cpuset_cpus = 1 }", "is not a list of CPUs"),
-        ("resources = { network_max = [] }", "is not available yet in this version"),
+        ("resources = { network_max = [] }", "write bandwidth_max in the table network of the workload"),
         ("policy = [{ when = 'memory.events oom_kill' }]", "policy[0].action: is missing"),
         ("policy = [{ action = 'log' }]", "policy[0].when: is missing"),
         ("policy = [{ when = 5, action = 'log' }]", "5 is not a condition"),

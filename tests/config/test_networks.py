@@ -2,7 +2,7 @@
 
 import pytest
 
-from nsupervisor.config.kinds import ListOf
+from nsupervisor.config.kinds import BANDWIDTH, ListOf
 from nsupervisor.config.load import parse
 from nsupervisor.config.ports import PUBLISHED_PORT, PublishedPort
 from nsupervisor.config.to_toml import to_toml
@@ -63,3 +63,23 @@ def test_what_does_not_fit_is_refused(toml: str, message: str) -> None:
 def test_other_addresses_and_protocols_have_ports_of_their_own() -> None:
     ports = '"127.0.0.1:80:80", "127.0.0.2:80:80", "127.0.0.1:80:80/udp"'
     assert problems(f"{WEB}network = {{ publish = [{ports}] }}") == []
+
+
+def test_a_bandwidth() -> None:
+    config = parse(f'{WEB}network.bandwidth_max = "10MB/s"\n', "f.toml")
+    assert config.workloads["web"].network.bandwidth_max == 10 << 20
+    assert to_toml(BANDWIDTH, 10 << 20) == '"10MB/s"'
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (f"{WEB}network.bandwidth_max = 5", "is not a bandwidth"),
+        (f'{WEB}network.bandwidth_max = "10M"', "is not a bandwidth"),
+        (f'{WEB}network.bandwidth_max = "1B/s"', "is out of range"),
+        (f'{WEB}network.bandwidth_max = "99999999TB/s"', "is"),
+        (WEB.replace('"cni:default"', "true") + 'network.bandwidth_max = "1MB/s"', "needs a network that plugins"),
+    ],
+)
+def test_what_is_no_bandwidth_is_refused(toml: str, message: str) -> None:
+    assert any(message in problem for problem in problems(toml)), problems(toml)

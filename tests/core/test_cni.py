@@ -92,3 +92,12 @@ def test_rules_that_plugins_leave() -> None:
     assert cni.masquerade_deletions(other, chain) == []
     unbalanced = '-A INPUT -m comment --comment "a quote'
     assert cni.masquerade_deletions(f"{unbalanced}\n{rules}", chain) == [first, *rest]
+
+
+@pytest.mark.parametrize(
+    ("limit", "rate", "burst"),
+    [(1 << 10, 1 << 13, 64 << 13), (10 << 20, 80 << 20, (80 << 20) // 10), (1 << 40, 1 << 43, (1 << 31) - 1)],
+)
+def test_a_bandwidth_is_in_bits_and_has_a_burst(limit: int, rate: int, burst: int) -> None:
+    expected = {"ingressRate": rate, "ingressBurst": burst, "egressRate": rate, "egressBurst": burst}
+    assert cni.bandwidth(limit) == expected

@@ -20,7 +20,14 @@ from tests.system.service import NSUPERVISOR, service
 from tests.timing import deadline
 
 pytestmark = needs(
-    "root", "cgroup", "netns", "program:ip", "program:iptables", "program:iptables-save", "program:host-local"
+    "root",
+    "cgroup",
+    "netns",
+    "program:ip",
+    "program:tc",
+    "program:iptables",
+    "program:iptables-save",
+    "program:host-local",
 )
 
 TOML = """
@@ -83,6 +90,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network
     }  # fmt: skip
     portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
     plugins_of_blue = [bridge, portmap, {"type": "firewall", "backend": "iptables"}]
+    plugins_of_blue.append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
     text = json.dumps({"cniVersion": "1.0.0", "name": "blue", "plugins": plugins_of_blue})
     (tmp_path / "blue.conflist").write_text(text)
     script = "ip link set lo up; echo; read line"
@@ -121,7 +129,9 @@ NAMED = """
 [workload.web]
 command = ["sleep", "1000"]
 namespaces = { network = "cni:blue", hostname = "shop" }
-network = { hosts = { printer = "10.9.9.9" }, dns = { servers = ["10.88.7.1"], options = ["ndots:2"] } }
+network.bandwidth_max = "1MB/s"
+network.hosts = { printer = "10.9.9.9" }
+network.dns = { servers = ["10.88.7.1"], options = ["ndots:2"] }
 
 [workload.side]
 command = ["sleep", "1000"]
@@ -159,6 +169,9 @@ async def test_workloads_of_a_network_find_each_other_by_name(network):
         assert found["printer"] == "10.9.9.9"
         assert found["web"] == found["shop"] != found["db"]
         assert await hosts(it, "side", True) == found
+        limits = [line for line in network.run("tc", "qdisc", "show").splitlines() if " tbf " in line]
+        assert len(limits) == 2
+        assert all(" rate 8388Kbit " in line for line in limits), limits
         names = await it.cli("exec", "db", "--", "getent", "hosts", "web")
         assert names.split() == [found["web"], "web"]
         await it.cli("stop", "db")

@@ -38,7 +38,8 @@ async def open_joined(instance: str, workload: WorkloadConfig, context: ServiceC
 
 async def _open(instance: str, workload: WorkloadConfig, kind: str, source: str, context: ServiceContext) -> int:
     if name := workload.namespaces.cni_network if kind == "network" else "":
-        namespace = await context.networks.attach(instance, name, workload.network.publish)
+        keys = workload.network
+        namespace = await context.networks.attach(instance, name, keys.publish, keys.bandwidth_max)
         return context.kernel.processes.duplicate(namespace)
     if source.startswith(JOIN_WORKLOAD):
         pidfd = context.find_pidfd(source.removeprefix(JOIN_WORKLOAD))

@@ -137,6 +137,8 @@ def _joins(workload: WorkloadConfig) -> dict[str, str]:
     joins = workload.namespaces.joined
     if workload.network.publish:
         joins["network"] = " ".join([joins["network"], *map(str, workload.network.publish)])
+    if workload.network.bandwidth_max is not None:
+        joins["network"] += f" {workload.network.bandwidth_max}"
     return joins
 
 

@@ -64,6 +64,20 @@ def find_obstacle(network: NetworkList, may_enable_forwarding: bool) -> str | No
     return None
 
 
+def find_bandwidth_obstacle(network: NetworkList) -> str | None:
+    """Return why the bandwidth of a program cannot be limited in a network, with what to do instead; None: it can."""
+    instead = "or remove network.bandwidth_max"
+    if not network.has_capability("bandwidth"):
+        return f'none of its plugins has the capability "bandwidth"; add the plugin bandwidth, {instead}'
+    from nsupervisor.linux.traffic_control import find_missing_limiter  # few configurations limit bandwidth
+
+    try:
+        missing = find_missing_limiter()
+    except OSError:  # the service may not make a network either, which is reported as such
+        return None
+    return missing and f"this kernel lacks {missing}, which limits bandwidth; install the module, {instead}"
+
+
 def is_forwarding() -> bool:
     """Return whether this host forwards IPv4 packets between its devices, ip-sysctl.rst."""
     try:

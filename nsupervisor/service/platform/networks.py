@@ -25,6 +25,7 @@ from nsupervisor.core.cni import (
     NetworkError,
     NetworkList,
     addresses,
+    bandwidth,
     masquerade_chain,
     masquerade_deletions,
     parse_result,
@@ -170,10 +171,13 @@ class Networks:
                 if instance in self._pending:
                     await self.release(instance)
 
-    async def attach(self, instance: str, name: str, ports: Iterable[Sequence[Any]]) -> int:
+    async def attach(
+        self, instance: str, name: str, ports: Iterable[Sequence[Any]], bandwidth_max: int | None = None
+    ) -> int:
         """Set up the network `name` for the next program of an instance; return a descriptor of its namespace.
 
-        `ports`: (host address or "", host port, port, protocol) each. The descriptor stays this object's. What was set
+        `ports`: (host address or "", host port, port, protocol) each. `bandwidth_max`: bytes a second, in each
+        direction. The descriptor stays this object's. What was set
         up for an earlier program is undone first.
 
         Raises NetworkError: nothing is set up, or it will be undone.
@@ -188,11 +192,16 @@ class Networks:
             mappings = port_mappings(ports)
             if mappings and not network.has_capability("portMappings"):
                 raise NetworkError(f'network {name}: none of its plugins has the capability "portMappings" for publish')
+            runtime: dict[str, Any] = {"portMappings": mappings} if mappings else {}
+            if bandwidth_max is not None:
+                if reason := await call_in_thread(cni_files.find_bandwidth_obstacle, network):
+                    raise NetworkError(f"network {name}: {reason}")
+                runtime["bandwidth"] = bandwidth(bandwidth_max)
             attachment = Attachment(
                 instance,
                 f"{self.service}-{instance.replace('@', '.')}-{secrets.token_hex(6)}",
                 network,
-                {"portMappings": mappings} if mappings else {},
+                runtime,
             )
             try:
                 self._attachments[instance] = attachment

@@ -372,7 +372,7 @@ def _unusable_networks(workload: WorkloadConfig, settings: NetworksConfig, runs_
     if not (name := workload.namespaces.cni_network):
         return
     from nsupervisor.core.cni import NetworkError  # few configurations have networks
-    from nsupervisor.service.platform.cni_files import find_obstacle, read_network
+    from nsupervisor.service.platform.cni_files import find_bandwidth_obstacle, find_obstacle, read_network
 
     elsewhere = "" if runs_here else OTHER_HIERARCHY
     try:
@@ -385,6 +385,8 @@ def _unusable_networks(workload: WorkloadConfig, settings: NetworksConfig, runs_
     if workload.network.publish and not network.has_capability("portMappings"):
         text = f'the network {name} publishes no ports: give a plugin, such as portmap, the capability "portMappings"'
         yield ("network", "publish"), text, ""
+    if workload.network.bandwidth_max is not None and (obstacle := find_bandwidth_obstacle(network)):
+        yield ("network", "bandwidth_max"), obstacle, elsewhere
 
 
 def _unknown_time_zones(workload: WorkloadConfig, runs_here: bool) -> Iterator[_Finding]:

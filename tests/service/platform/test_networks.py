@@ -13,7 +13,7 @@ import trio
 
 from nsupervisor.config.model import NetworksConfig
 from nsupervisor.core.cni import NetworkError
-from nsupervisor.linux import joining
+from nsupervisor.linux import joining, traffic_control
 from nsupervisor.service.platform import cni_plugins, networks
 from nsupervisor.service.platform.networks import Networks
 from tests.needs import needs
@@ -91,6 +91,25 @@ async def test_what_is_set_up_is_undone_in_the_reverse_order(site: Site) -> None
     assert [line[5] for line in fields] == ["0", "1", "0", "0", "1", "0"], "ports are for the one with the capability"
     assert len({line[6] for line in fields}) == 1
     assert fields[0][6].startswith("net:["), "the plugins see the namespace"
+    service.close()
+
+
+async def test_a_bandwidth_is_for_the_plugin_that_limits_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = site.service()
+    with pytest.raises(NetworkError, match='none of its plugins has the capability "bandwidth"; add the plugin'):
+        await service.attach("web", "blue", [], 1 << 20)
+    plugins = [{"type": "one"}, {"type": "two", "capabilities": {"bandwidth": True}}]
+    text = json.dumps({"cniVersion": "1.0.0", "name": "blue", "plugins": plugins})
+    (site.directory / "blue.conflist").write_text(text)
+    monkeypatch.setattr(traffic_control, "find_missing_limiter", lambda: "the queueing discipline tbf")
+    with pytest.raises(NetworkError, match="this kernel lacks the queueing discipline tbf, which limits bandwidth"):
+        await service.attach("web", "blue", [], 1 << 20)
+    assert site.log() == []
+    monkeypatch.setattr(traffic_control, "find_missing_limiter", lambda: None)
+    (site.directory / "two").write_text(PLUGIN.replace("*8080*", "*ingressRate*8388608*"))
+    await service.attach("web", "blue", [], 1 << 20)
+    assert [line.split()[5] for line in site.lines()] == ["0", "1"]
+    await service.release("web")
     service.close()
 
 
