@@ -16,6 +16,7 @@ from nsupervisor.config.condition_terms import EXIT
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.actions import Action, Signal, Spawn
+from nsupervisor.core.evolve import evolve
 from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Instant, Lifecycle, apply_input
 from nsupervisor.core.rules.rules import Engine, Firing, Limits, Snapshot
@@ -110,19 +111,19 @@ def handle(state: WorkloadState, input_: WorkloadInput, instant: Instant, worklo
             if engine is state.engine:
                 return Transition(state)  # most samples change nothing, and there are many of them
             added = tuple(PendingAction(state.lifecycle.generation, firing, input_.reported_at) for firing in firings)
-            return Transition(attrs.evolve(state, engine=engine, pending=(*state.pending, *added)))
+            return Transition(evolve(state, engine=engine, pending=(*state.pending, *added)))
         case GroupAction(generation=generation, firing=firing):
-            return Transition(attrs.evolve(state, pending=(*state.pending, PendingAction(generation, firing))))
+            return Transition(evolve(state, pending=(*state.pending, PendingAction(generation, firing))))
         case ConfigChanged(workload=new_workload):
-            return Transition(attrs.evolve(state, engine=state.engine.with_rules(new_workload.policy)))
+            return Transition(evolve(state, engine=state.engine.with_rules(new_workload.policy)))
         case RunPending():
             if not state.pending:
                 return Transition(state)
             oldest, *rest = state.pending
-            state = attrs.evolve(state, pending=tuple(rest))
+            state = evolve(state, pending=tuple(rest))
             if not state.lifecycle.is_alive or oldest.generation != state.lifecycle.generation:
                 return Transition(state)
-            return attrs.evolve(_run_action(state, oldest.firing, instant, workload), executed=oldest)
+            return evolve(_run_action(state, oldest.firing, instant, workload), executed=oldest)
         case _:
             return _apply_input(state, input_, instant, workload)
 
@@ -144,4 +145,4 @@ def _apply_input(state: WorkloadState, input_: events.Input, instant: Instant, w
     if lifecycle is state.lifecycle:
         return Transition(state, actions, input_)
     engine = state.engine.for_new_generation() if any(isinstance(action, Spawn) for action in actions) else state.engine
-    return Transition(attrs.evolve(state, lifecycle=lifecycle, engine=engine), actions, input_)
+    return Transition(evolve(state, lifecycle=lifecycle, engine=engine), actions, input_)

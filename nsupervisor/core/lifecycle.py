@@ -74,6 +74,7 @@ from nsupervisor.core.events import (
     Timeout,
     Unhealthy,
 )
+from nsupervisor.core.evolve import evolve
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
 from nsupervisor.core.initiators import SHUTDOWN, Initiator
 from nsupervisor.core.phases import HOOK_KEYS, RELOAD_PHASES, Phase
@@ -209,7 +210,7 @@ def ignore(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
 def start(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Start at once; an operator's command resets the back-off and the start limit."""
     assert isinstance(input_, Command)
-    lifecycle = attrs.evolve(lifecycle, should_run=True, recent_starts=(), consecutive_failures=0)
+    lifecycle = evolve(lifecycle, should_run=True, recent_starts=(), consecutive_failures=0)
     return _spawn(lifecycle, instant, workload, f"started {input_.requested_by.phrase}")
 
 
@@ -221,7 +222,7 @@ def retry(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
 def cancel(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Cancel what would start the workload; no process lives."""
     assert isinstance(input_, Command)
-    return attrs.evolve(
+    return evolve(
         lifecycle,
         state=State.STOPPED,
         should_run=False,
@@ -239,7 +240,7 @@ def confirm(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wor
     assert isinstance(input_, Command)
     reason = f"stopped {input_.requested_by.phrase}"
     is_noted = _is_noted(input_.requested_by) and reason != lifecycle.reason
-    return (attrs.evolve(lifecycle, reason=reason), ()) if is_noted else (lifecycle, ())
+    return (evolve(lifecycle, reason=reason), ()) if is_noted else (lifecycle, ())
 
 
 def _is_noted(initiator: Initiator) -> bool:
@@ -248,14 +249,14 @@ def _is_noted(initiator: Initiator) -> bool:
 
 def keep(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the workload shall run; it runs already."""
-    return attrs.evolve(lifecycle, should_run=True), ()
+    return evolve(lifecycle, should_run=True), ()
 
 
 def stop(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Ask the program to stop; the command decides what follows."""
     assert isinstance(input_, Command)
     should_run, after_stop, verb = _STOP_COMMANDS[type(input_)]
-    lifecycle = attrs.evolve(
+    lifecycle = evolve(
         lifecycle, should_run=lifecycle.should_run if should_run is None else should_run, after_stop=after_stop
     )
     reason = f"{verb} {input_.requested_by.phrase}"
@@ -281,7 +282,7 @@ def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wo
     is_consequence = input_.requested_by.kind in ("dependency", "shutdown")
     if is_consequence and lifecycle.after_stop is after_stop and not lifecycle.should_run:
         return lifecycle, ()
-    return attrs.evolve(
+    return evolve(
         lifecycle,
         should_run=lifecycle.should_run if should_run is None else should_run,
         after_stop=after_stop,
@@ -293,7 +294,7 @@ def kill(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
     """Send SIGKILL to all processes; the restart policy decides what follows, unless an earlier command has."""
     assert isinstance(input_, Command)
     after_stop = lifecycle.after_stop if lifecycle.state is State.STOPPING else AfterStop.POLICY
-    lifecycle = attrs.evolve(_mark_killed(lifecycle, instant), after_stop=after_stop)
+    lifecycle = evolve(_mark_killed(lifecycle, instant), after_stop=after_stop)
     return _enter_stopping(lifecycle, instant, workload, _kill_reason(lifecycle, input_.requested_by), KillAll())
 
 
@@ -318,12 +319,12 @@ def defer_freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     Until then the set-up is the supervisor's own, and the keeper waits for its report.
     """
     assert isinstance(input_, Command)
-    return attrs.evolve(lifecycle, freeze_requested_by=input_.requested_by), ()
+    return evolve(lifecycle, freeze_requested_by=input_.requested_by), ()
 
 
 def cancel_freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Cancel a freeze that has not happened yet."""
-    return (attrs.evolve(lifecycle, freeze_requested_by="") if lifecycle.freeze_requested_by else lifecycle), ()
+    return (evolve(lifecycle, freeze_requested_by="") if lifecycle.freeze_requested_by else lifecycle), ()
 
 
 def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -340,7 +341,7 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
     elif lifecycle.state_before_freeze is State.READY and lifecycle.runs_until is None:  # it became ready while frozen
         lifecycle = _limit_runtime(lifecycle, instant, workload)
         deadline = lifecycle.runs_until
-    return attrs.evolve(
+    return evolve(
         lifecycle, state=lifecycle.state_before_freeze, deadline=deadline, reason=f"thawed by {input_.requested_by}"
     ), (ThawAll(),)
 
@@ -349,7 +350,7 @@ def mark_running(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     """Record that the program runs; if it has to become ready, its start deadline stays."""
     if not _start_is_incomplete(lifecycle, workload):
         lifecycle = _mark_up(lifecycle, instant, workload)
-    lifecycle = attrs.evolve(lifecycle, state=State.RUNNING)
+    lifecycle = evolve(lifecycle, state=State.RUNNING)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
@@ -360,15 +361,15 @@ def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: 
     elif not lifecycle.was_ready and lifecycle.complete_at is None:
         lifecycle = _limit_runtime(lifecycle, instant, workload)
     was_ready = lifecycle.was_ready or _start_type(lifecycle, workload) == PROBED
-    lifecycle = attrs.evolve(_finish_reload(lifecycle), state=State.READY, was_ready=was_ready)
+    lifecycle = evolve(_finish_reload(lifecycle), state=State.READY, was_ready=was_ready)
     return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
 
 
 def ready_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record readiness that was sent before the freeze and received after it; it counts after the thaw."""
     if lifecycle.state_before_freeze is State.RUNNING and _start_is_incomplete(lifecycle, workload):
-        lifecycle = attrs.evolve(_mark_up(lifecycle, instant, workload), deadline=None, runs_until=None)
-    return attrs.evolve(lifecycle, state_before_freeze=State.READY), ()
+        lifecycle = evolve(_mark_up(lifecycle, instant, workload), deadline=None, runs_until=None)
+    return evolve(lifecycle, state_before_freeze=State.READY), ()
 
 
 def reload(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -392,7 +393,7 @@ def reloading(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: W
     assert isinstance(input_, Reloading)
     if lifecycle.phase is Phase.RELOAD_SIGNAL:
         is_answer = input_.since is not None and input_.since + _TIME_RESOLUTION_S >= lifecycle.phase_since
-        return (attrs.evolve(lifecycle, phase=Phase.RELOAD_NOTIFY) if is_answer else lifecycle), ()
+        return (evolve(lifecycle, phase=Phase.RELOAD_NOTIFY) if is_answer else lifecycle), ()
     if lifecycle.is_reloading or not is_started(lifecycle, workload):
         return lifecycle, ()
     return _enter_reload(lifecycle, instant, workload, Phase.RELOAD_NOTIFY), ()
@@ -425,28 +426,28 @@ def stop_by_itself(lifecycle: Lifecycle, input_: Input, instant: Instant, worklo
     """
     if not is_started(lifecycle, workload):
         return lifecycle, ()
-    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, stops_by_itself=True)
+    lifecycle = evolve(lifecycle, after_stop=AfterStop.POLICY, stops_by_itself=True)
     return _enter_stopping(lifecycle, instant, workload, "stops by itself (STOPPING=1)")
 
 
 def forgive(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Begin the delays of restarts with the first one again."""
-    return (attrs.evolve(lifecycle, consecutive_failures=0) if lifecycle.consecutive_failures else lifecycle), ()
+    return (evolve(lifecycle, consecutive_failures=0) if lifecycle.consecutive_failures else lifecycle), ()
 
 
 def unready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program is not ready any more. It is never ended for that."""
     assert isinstance(input_, NotReady)
-    return attrs.evolve(lifecycle, state=State.RUNNING, reason=input_.reason), ()
+    return evolve(lifecycle, state=State.RUNNING, reason=input_.reason), ()
 
 
 def new_main(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Continue with another process as the program; the start of a daemon is complete with that."""
-    lifecycle = attrs.evolve(lifecycle, exit=None)
-    if not _is_forking(lifecycle, workload):
+    lifecycle = evolve(lifecycle, exit=None)
+    if not is_forking(lifecycle, workload):
         return lifecycle, ()
-    lifecycle = _mark_up(attrs.evolve(lifecycle, was_ready=True), instant, workload)
-    return attrs.evolve(lifecycle, deadline=None) if lifecycle.state is State.FROZEN else lifecycle, ()
+    lifecycle = _mark_up(evolve(lifecycle, was_ready=True), instant, workload)
+    return evolve(lifecycle, deadline=None) if lifecycle.state is State.FROZEN else lifecycle, ()
 
 
 def extend(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -456,9 +457,9 @@ def extend(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         return lifecycle, ()
     deadline = max(lifecycle.deadline, instant.now + input_.seconds)
     if lifecycle.is_reloading and lifecycle.deadline != lifecycle.runs_until:
-        return attrs.evolve(lifecycle, deadline=_earlier(deadline, lifecycle.runs_until)), ()
+        return evolve(lifecycle, deadline=_earlier(deadline, lifecycle.runs_until)), ()
     runs_until = deadline if lifecycle.deadline == lifecycle.runs_until else lifecycle.runs_until
-    return attrs.evolve(lifecycle, deadline=deadline, runs_until=runs_until), ()
+    return evolve(lifecycle, deadline=deadline, runs_until=runs_until), ()
 
 
 def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -469,20 +470,20 @@ def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
     """
     assert isinstance(input_, Unhealthy)
     outcome = Outcome.TIMEOUT if input_.probe == "startup" else Outcome.WATCHDOG
-    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=outcome)
+    lifecycle = evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=outcome)
     everyone = workload.kill_mode == "all" or lifecycle.exit is not None
     signals = _stop_signals(workload, everyone) if input_.probe else (Signal(signal.SIGABRT, whole_cgroup=everyone),)
     lifecycle, actions = _enter_stopping(lifecycle, instant, workload, input_.reason, *signals)
     probe = {"startup": workload.startup, "liveness": workload.liveness}.get(input_.probe)
     if probe is not None and probe.termination_grace_period_sec is not None:
-        lifecycle = attrs.evolve(lifecycle, deadline=_deadline(instant, probe.termination_grace_period_sec))
+        lifecycle = evolve(lifecycle, deadline=_deadline(instant, probe.termination_grace_period_sec))
     return lifecycle, actions
 
 
 def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time."""
     what = "ready" if _start_is_incomplete(lifecycle, workload) else "started"
-    if _is_forking(lifecycle, workload) and lifecycle.state is State.RUNNING:
+    if is_forking(lifecycle, workload) and lifecycle.state is State.RUNNING:
         why = "it has not gone to the background" if lifecycle.exit is None else "pid_file names none of its processes"
         return _end_in_time(lifecycle, instant, workload, f"{why} within {workload.timeout_start_sec:g} s")
     return _end_in_time(lifecycle, instant, workload, f"not {what} within {workload.timeout_start_sec:g} s")
@@ -494,7 +495,7 @@ def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
     A reload that takes too long fails, and the program runs on.
     """
     if _completes_start(lifecycle):
-        lifecycle = attrs.evolve(lifecycle, complete_at=None, recent_starts=(), consecutive_failures=0)
+        lifecycle = evolve(lifecycle, complete_at=None, recent_starts=(), consecutive_failures=0)
         return _limit_runtime(lifecycle, instant, workload), ()
     if lifecycle.is_reloading and (lifecycle.runs_until is None or instant.now < lifecycle.runs_until):
         hook = f"{_hook_name(lifecycle)} has not ended" if lifecycle.phase in HOOK_KEYS else ""
@@ -509,7 +510,7 @@ def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
 
 def _end_in_time(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     """Stop a program that has passed a limit; the restart policy takes that for a time-out."""
-    lifecycle = attrs.evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
+    lifecycle = evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
     return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload, lifecycle.exit is not None))
 
 
@@ -522,13 +523,13 @@ def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     if lifecycle.sigkill_sent:
         is_reported = lifecycle.killed_at is None
         seconds = workload.timeout_stop_sec if lifecycle.killed_at is None else instant.now - lifecycle.killed_at
-        before, lifecycle = (ReleaseSurvivors(seconds, is_reported),), attrs.evolve(lifecycle, killed_at=None)
+        before, lifecycle = (ReleaseSurvivors(seconds, is_reported),), evolve(lifecycle, killed_at=None)
     # A stop that took SIGKILL is a time-out to the policy (systemd's "timeout"), even after another fault.
     fault = lifecycle.fault_outcome or (Outcome.TIMEOUT if lifecycle.exit is None else None)
-    lifecycle = attrs.evolve(lifecycle, fault_outcome=fault, deadline=_deadline(instant, workload.timeout_stop_sec))
+    lifecycle = evolve(lifecycle, fault_outcome=fault, deadline=_deadline(instant, workload.timeout_stop_sec))
     is_last = lifecycle.final_signal_sent or lifecycle.sigkill_sent or workload.final_kill_signal == signal.SIGKILL
     if not is_last:
-        lifecycle = attrs.evolve(lifecycle, final_signal_sent=True)
+        lifecycle = evolve(lifecycle, final_signal_sent=True)
         return lifecycle, (Signal(workload.final_kill_signal, whole_cgroup=True),)
     return _mark_killed(lifecycle, instant), (*before, KillAll())
 
@@ -536,7 +537,7 @@ def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
 def _mark_killed(lifecycle: Lifecycle, instant: Instant) -> Lifecycle:
     if lifecycle.sigkill_sent:
         return lifecycle
-    return attrs.evolve(lifecycle, sigkill_sent=True, killed_at=instant.now)
+    return evolve(lifecycle, sigkill_sent=True, killed_at=instant.now)
 
 
 def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -544,15 +545,15 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     assert isinstance(input_, Exited)
     was_frozen, was_stopping = lifecycle.state is State.FROZEN, lifecycle.state is State.STOPPING
     if goes_to_background(lifecycle, input_.exit, input_.populated, workload):
-        return attrs.evolve(lifecycle, exit=input_.exit), ()
+        return evolve(lifecycle, exit=input_.exit), ()
     if input_.populated and _outlives_program(lifecycle, workload):
         reason = f"its program has ended ({input_.exit}); other processes run on (exit_type)"
-        after = attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit, reason=reason)
+        after = evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit, reason=reason)
         return after, _end_hook(lifecycle)
     if exit_outcome(lifecycle, input_.exit, workload) is Outcome.PROTOCOL:
-        lifecycle = attrs.evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
+        lifecycle = evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
     ends_hook = _end_hook(lifecycle)
-    lifecycle = attrs.evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit)
+    lifecycle = evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit)
     if not input_.populated:
         lifecycle, actions = _choose_next(lifecycle, instant, workload)
         return lifecycle, (
@@ -564,7 +565,7 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         # With kill_mode = "all" they have the signal already, and a second one may mean more to them than the first.
         return lifecycle, () if workload.kill_mode == "all" else stop_rest
     lifecycle, actions = _enter_stopping(
-        attrs.evolve(lifecycle, after_stop=AfterStop.POLICY),
+        evolve(lifecycle, after_stop=AfterStop.POLICY),
         instant,
         workload,
         f"{input_.exit}; ending what it left",
@@ -583,7 +584,7 @@ def emptied(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wor
         return lifecycle, ()
     was_frozen = lifecycle.state is State.FROZEN
     if exit_outcome(lifecycle, lifecycle.exit, workload) is Outcome.PROTOCOL:
-        lifecycle = attrs.evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
+        lifecycle = evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
     lifecycle, actions = _choose_next(lifecycle, instant, workload)
     return lifecycle, (ThawAll(), *actions) if was_frozen else actions
 
@@ -660,7 +661,7 @@ def adopt_generation(
 ) -> Lifecycle:
     """Return the lifecycle with a generation that was started but not saved; its start must have been requested."""
     lifecycle = _begin_generation(lifecycle, generation, lifecycle.recent_starts, reason, instant, workload)
-    return attrs.evolve(lifecycle, should_run=True, started_type="")
+    return evolve(lifecycle, should_run=True, started_type="")
 
 
 def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[Action, ...]:
@@ -706,7 +707,7 @@ def reports_readiness(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     return _start_type(lifecycle, workload) in NOTIFY_TYPES
 
 
-def _is_forking(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+def is_forking(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program has yet to become a daemon, and the daemon to be known."""
     return _start_type(lifecycle, workload) == "forking" and not lifecycle.was_ready
 
@@ -720,14 +721,14 @@ def goes_to_background(lifecycle: Lifecycle, exit_: Exit, populated: bool, workl
 
     An exit status that is lost, as supervisor and keeper died, is taken for a good one: the pid file tells.
     """
-    is_starting = _state_if_thawed(lifecycle) is State.RUNNING and _is_forking(lifecycle, workload)
+    is_starting = _state_if_thawed(lifecycle) is State.RUNNING and is_forking(lifecycle, workload)
     is_clean = exit_.is_unknown or exit_.outcome(workload.success_exit_status) is Outcome.SUCCESS
     return is_starting and populated and is_clean
 
 
 def awaits_daemon(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program has gone to the background, and the daemon has yet to be found by `pid_file`."""
-    return lifecycle.state is State.RUNNING and lifecycle.exit is not None and _is_forking(lifecycle, workload)
+    return lifecycle.state is State.RUNNING and lifecycle.exit is not None and is_forking(lifecycle, workload)
 
 
 def is_up_without_program(lifecycle: Lifecycle) -> bool:
@@ -777,7 +778,7 @@ def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) ->
         return Outcome.SUCCESS
     outcome = exit_.outcome(workload.success_exit_status)
     state = _state_if_thawed(lifecycle)
-    reports = reports_readiness(lifecycle, workload) or _is_forking(lifecycle, workload)
+    reports = reports_readiness(lifecycle, workload) or is_forking(lifecycle, workload)
     is_incomplete = state in (State.STARTING, State.RUNNING) and reports
     was_up_briefly = state in (State.RUNNING, State.READY) and lifecycle.complete_at is not None
     return Outcome.PROTOCOL if outcome is Outcome.SUCCESS and (is_incomplete or was_up_briefly) else outcome
@@ -823,16 +824,16 @@ def _completes_start(lifecycle: Lifecycle) -> bool:
 def _mark_up(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> Lifecycle:
     """Complete the start of a program that is up, or wait for `min_ready_sec` for that."""
     if not workload.min_ready_sec or workload.type == "oneshot":
-        return _limit_runtime(attrs.evolve(lifecycle, complete_at=None), instant, workload)
+        return _limit_runtime(evolve(lifecycle, complete_at=None), instant, workload)
     complete_at = instant.now + workload.min_ready_sec
-    return attrs.evolve(lifecycle, complete_at=complete_at, deadline=complete_at)
+    return evolve(lifecycle, complete_at=complete_at, deadline=complete_at)
 
 
 def _limit_runtime(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> Lifecycle:
     """Set the deadline of a program whose start is complete."""
     extra_s = workload.runtime_randomized_extra_sec * instant.jitter
     runs_until = _deadline(instant, workload.runtime_max_sec + extra_s)
-    return attrs.evolve(lifecycle, runs_until=runs_until, deadline=runs_until)
+    return evolve(lifecycle, runs_until=runs_until, deadline=runs_until)
 
 
 def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
@@ -851,7 +852,7 @@ def _begin_generation(
     instant: Instant,
     workload: WorkloadConfig,
 ) -> Lifecycle:
-    return attrs.evolve(
+    return evolve(
         lifecycle,
         state=State.STARTING,
         reason=reason,
@@ -880,15 +881,13 @@ def _begin_generation(
 def _respawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     start_reason = reason if lifecycle.after_stop is AfterStop.BACKOFF else f"restarted: {reason}"
     has_failed = lifecycle.exit is not None and exit_outcome(lifecycle, lifecycle.exit, workload) is not Outcome.SUCCESS
-    lifecycle, actions = _spawn(
-        attrs.evolve(lifecycle, restarts=lifecycle.restarts + 1), instant, workload, start_reason
-    )
-    return attrs.evolve(lifecycle, is_debug=has_failed and workload.restart_mode == "debug"), actions
+    lifecycle, actions = _spawn(evolve(lifecycle, restarts=lifecycle.restarts + 1), instant, workload, start_reason)
+    return evolve(lifecycle, is_debug=has_failed and workload.restart_mode == "debug"), actions
 
 
 def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
     ends_hook = _end_hook(lifecycle)
-    lifecycle = attrs.evolve(
+    lifecycle = evolve(
         _cancel_reload(lifecycle, f"frozen by {requested_by}"),
         state=State.FROZEN,
         state_before_freeze=lifecycle.state,
@@ -905,17 +904,17 @@ def _enter_stopping(
     actions = (*_end_hook(lifecycle), *actions)
     lifecycle = _cancel_reload(lifecycle, reason)
     deadline = _deadline(instant, workload.timeout_stop_sec)
-    return attrs.evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), actions
+    return evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), actions
 
 
 def _enter_reload(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, phase: Phase) -> Lifecycle:
     """Begin a reload. It has as much time as a start, and does not prolong `runtime_max_sec`."""
     deadline = _earlier(_deadline(instant, workload.timeout_start_sec), lifecycle.runs_until)
-    return attrs.evolve(lifecycle, phase=phase, phase_since=instant.now, deadline=deadline, reload_failure="")
+    return evolve(lifecycle, phase=phase, phase_since=instant.now, deadline=deadline, reload_failure="")
 
 
 def _run_hook(lifecycle: Lifecycle, instant: Instant, step: int) -> LifecycleResult:
-    return attrs.evolve(lifecycle, step=step, step_since=instant.now), (RunHook(lifecycle.phase, step),)
+    return evolve(lifecycle, step=step, step_since=instant.now), (RunHook(lifecycle.phase, step),)
 
 
 def _end_hook(lifecycle: Lifecycle) -> tuple[Action, ...]:
@@ -933,7 +932,7 @@ def _finish_reload(lifecycle: Lifecycle) -> Lifecycle:
 
 
 def _end_reload(lifecycle: Lifecycle, failure: str = "") -> Lifecycle:
-    return attrs.evolve(lifecycle, phase=Phase.NONE, deadline=lifecycle.runs_until, reload_failure=failure)
+    return evolve(lifecycle, phase=Phase.NONE, deadline=lifecycle.runs_until, reload_failure=failure)
 
 
 def _cancel_reload(lifecycle: Lifecycle, reason: str) -> Lifecycle:
@@ -951,19 +950,17 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
     """
     exit_ = lifecycle.exit
     assert exit_ is not None
-    lifecycle = attrs.evolve(lifecycle, deadline=None)
+    lifecycle = evolve(lifecycle, deadline=None)
     if lifecycle.after_stop is AfterStop.STAY_DOWN:
-        return attrs.evolve(lifecycle, state=State.STOPPED, consecutive_failures=0), ()
+        return evolve(lifecycle, state=State.STOPPED, consecutive_failures=0), ()
     if lifecycle.after_stop is AfterStop.START:
-        return _spawn(
-            attrs.evolve(lifecycle, recent_starts=(), consecutive_failures=0), instant, workload, lifecycle.reason
-        )
+        return _spawn(evolve(lifecycle, recent_starts=(), consecutive_failures=0), instant, workload, lifecycle.reason)
     if exit_.skipped is not None and lifecycle.after_stop is AfterStop.POLICY and lifecycle.fault_outcome is None:
-        return attrs.evolve(lifecycle, state=State.EXITED, reason=str(exit_)), ()
+        return evolve(lifecycle, state=State.EXITED, reason=str(exit_)), ()
     outcome = exit_outcome(lifecycle, exit_, workload)
     if lifecycle.fault_outcome is Outcome.PROTOCOL and lifecycle.complete_at is not None:
         reason = f"{exit_} before it had been up for {workload.min_ready_sec:g} s (min_ready_sec)"
-    elif lifecycle.fault_outcome is Outcome.PROTOCOL and _is_forking(lifecycle, workload):
+    elif lifecycle.fault_outcome is Outcome.PROTOCOL and is_forking(lifecycle, workload):
         reason = _NO_DAEMON.format(exit_)
     elif lifecycle.fault_outcome is Outcome.PROTOCOL:
         reason = _EXITED_BEFORE_READY.format(exit_)
@@ -974,9 +971,7 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
         reason = str(exit_)
     if lifecycle.after_stop is AfterStop.BACKOFF or _is_restarted(exit_, outcome, workload):
         return _back_off(lifecycle, instant, workload, reason)
-    return attrs.evolve(
-        lifecycle, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=reason
-    ), ()
+    return evolve(lifecycle, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=reason), ()
 
 
 def _is_restarted(exit_: Exit, outcome: Outcome, workload: WorkloadConfig) -> bool:
@@ -997,11 +992,11 @@ def _back_off(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, 
     recent = backoff.starts_within(lifecycle.recent_starts, instant.now + delay_s, workload.start_limit_interval_sec)
     if workload.start_limit and len(recent) >= workload.start_limit:
         limit = f"{_count_starts(len(recent))} within {workload.start_limit_interval_sec:g} s"
-        return attrs.evolve(lifecycle, state=State.FAILED, reason=f"given up after {limit}; the last: {reason}"), ()
-    lifecycle = attrs.evolve(lifecycle, consecutive_failures=failures + 1)
+        return evolve(lifecycle, state=State.FAILED, reason=f"given up after {limit}; the last: {reason}"), ()
+    lifecycle = evolve(lifecycle, consecutive_failures=failures + 1)
     if delay_s <= 0:
         return _respawn(lifecycle, instant, workload, reason)
-    return attrs.evolve(lifecycle, state=State.BACKOFF, deadline=instant.now + delay_s, reason=reason), ()
+    return evolve(lifecycle, state=State.BACKOFF, deadline=instant.now + delay_s, reason=reason), ()
 
 
 def _count_starts(count: int) -> str:

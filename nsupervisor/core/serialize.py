@@ -83,7 +83,7 @@ def _write_object(names: Sequence[str], defaults: Sequence[Any], values_of: Call
     return {
         name: item if type(item) in _LEAVES else to_json_sparse(item)
         for name, default, item in zip(names, defaults, values_of(value), strict=True)
-        if item is not default and item != default
+        if item is not default and (default is None or item != default)  # a value of None would be the default itself
     }
 
 

@@ -56,11 +56,42 @@ INITIAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 _LOCK_FD, _LISTENER_FD = 3, 4  # as in server.py
 
 
+class _Answer:
+    """Wakes the one task that waits for a reply. Made for each request, so it costs less than a `trio.Event`."""
+
+    __slots__ = ("_is_set", "_task")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._task: trio.lowlevel.Task | None = None
+
+    def set(self) -> None:
+        """Wake the task, or let it pass."""
+        self._is_set = True
+        if self._task is not None:
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self, *, is_cancellable: bool = True) -> None:
+        """Wait until it is set."""
+        if self._is_set:
+            return
+        self._task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            if not is_cancellable:
+                return trio.lowlevel.Abort.FAILED
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+
 @attrs.define(eq=False)
 class _PendingCall:
     """A request that waits for its reply."""
 
-    answered: trio.Event = attrs.field(factory=trio.Event)
+    answered: _Answer = attrs.field(factory=_Answer)
     reply: dict[str, Any] | None = None
     fds: Sequence[int] = ()
     children: list[Child] = attrs.field(factory=list)
@@ -78,6 +109,11 @@ class _Batch:
     """How many of them are requests "spawn"."""
     sent: trio.Event = attrs.field(factory=trio.Event)
     """Set when the message has been sent, or cannot be sent."""
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether one more request fills it."""
+        return len(self.requests) >= _MAX_BATCH - 1
 
     def add(self, request: dict[str, Any]) -> bool:
         """Add a request; return whether the batch is full."""
@@ -383,6 +419,15 @@ class Keeper:
         self._pending[number] = call
         sent = False
         try:
+            batch = self._batch
+            is_joined = may_gather and batch is not None and not batch.is_nearly_full and message["do"] != "spawn"
+            if is_joined and not self._loss_reason:
+                # Another task is about to send it with its own request, and both replies come in one message: that task
+                # notices if there is none.
+                assert batch is not None
+                batch.add({"request": number, **message})
+                sent = True
+                await call.answered.wait(is_cancellable=False)
             while not self._loss_reason and call.reply is None:
                 # A cancellation here does not undo what the keeper has begun, so its reply must be received.
                 with trio.CancelScope(deadline=self._last_heard + REPLY_TIMEOUT_S, shield=True):

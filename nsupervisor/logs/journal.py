@@ -29,6 +29,9 @@ Level = Literal["debug", "info", "warning", "error", "critical"]
 _LEVELS = {level: rank for rank, level in enumerate(("debug", "info", "warning", "error", "critical"))}
 
 
+_JSON = JsonFormat()
+
+
 class Journal(SharedStream):
     """The stream of records. Made by `open_journal`.
 
@@ -41,8 +44,9 @@ class Journal(SharedStream):
     It is structlog's: `journal.log.bind(workload="web")` returns a logger whose records all have that field.
     """
 
-    listener: Callable[[str, str, str, Mapping[str, Any]], None] | None = None
-    """Called with the timestamp, level, event and fields of each record of the service, whatever the level."""
+    listener: Callable[[str, str, str, Mapping[str, Any], bytes], None] | None = None
+    """Called with the timestamp, level, event and fields of each record of the service, and with its line of JSON,
+    whatever the level."""
 
     def __init__(
         self,
@@ -55,7 +59,8 @@ class Journal(SharedStream):
         super().__init__(sink, formatting, _output_name(output), is_file=is_file)
         self._output = output
         self._min_level = _LEVELS[level]
-        processors = (self._add_timestamp, self._pass_to_listener, self._drop_below_level, self._render)
+        self._is_json = type(formatting) is JsonFormat
+        processors = (self._add_timestamp, self._render)
         self.log = make_logger(sink.put, processors)
 
     # ---- structlog's processors of a record, in this order
@@ -65,20 +70,36 @@ class Journal(SharedStream):
             record["timestamp"] = timestamp_now()
         return record
 
-    def _pass_to_listener(self, _logger: Any, level: str, record: EventDict) -> EventDict:
-        if self.listener is not None:
-            self.listener(record["timestamp"], level, str(record.get("event", "")), record)
-        return record
-
-    def _drop_below_level(self, _logger: Any, level: str, record: EventDict) -> EventDict:
-        if _LEVELS[level] < self._min_level:
-            raise DropEvent
-        return record
-
     def _render(self, _logger: Any, level: str, record: EventDict) -> bytes:
-        return self._format.render_record(record["timestamp"], level, str(record.get("event", "")), record)
+        rendered = self._compose(record["timestamp"], level, str(record.get("event", "")), record)
+        if rendered is None:
+            raise DropEvent
+        return rendered
 
     # ----
+
+    def write(self, level: str, event: str, fields: Mapping[str, Any], timestamp: str | None = None) -> None:
+        """Write a record of the service, as `log` does: for the many records of instances, at half the cost.
+
+        `timestamp`: as `timestamp_now` returns it; None: now.
+        """
+        rendered = self._compose(timestamp or timestamp_now(), level, event, fields)
+        if rendered is not None:
+            self._sink.put(rendered)
+
+    def _compose(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> bytes | None:
+        """Pass a record to the listener; return what the output gets, or None if its level is too low.
+
+        The listener gets a line of JSON, which is the output's too if that has this format: it is made once.
+        """
+        is_written = _LEVELS[level] >= self._min_level
+        if self.listener is None:
+            return self._format.render_record(timestamp, level, event, fields) if is_written else None
+        line = _JSON.render_record(timestamp, level, event, fields)
+        self.listener(timestamp, level, event, fields, line)
+        if not is_written or self._is_json:
+            return line if is_written else None
+        return self._format.render_record(timestamp, level, event, fields)
 
     def set_level(self, level: Level) -> None:
         """From now on write records of at least this level."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any
 
@@ -16,7 +16,13 @@ Line = tuple[bytes, bool]
 
 def timestamp_now() -> str:
     """Return the time as records have it: RFC 3339, UTC, microseconds, `2026-01-31T12:00:00.000000Z`."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    return f"{_format_second(seconds)}.{microseconds:06d}Z"
+
+
+@functools.lru_cache(maxsize=1)
+def _format_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def decode_line(line: bytes) -> str:

@@ -13,6 +13,7 @@ from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.rules.group_policy import GroupEvent
 from nsupervisor.keeper.reconnecting import ReconnectingKeeper
 from nsupervisor.logs import Journal, LogFiles, OwnStreams, Tails
+from nsupervisor.logs.written_callbacks import WrittenCallbacks
 from nsupervisor.metrics.measures import Measures
 from nsupervisor.service.platform.descriptor_stores import DescriptorStores
 from nsupervisor.service.platform.kernel import LINUX, Kernel
@@ -77,6 +78,9 @@ class ServiceContext:
     measures: Measures = attrs.field(factory=Measures)
     later_saves: LaterSaves = attrs.field(
         init=False, default=attrs.Factory(lambda self: LaterSaves(self.nursery), takes_self=True)
+    )
+    when_written: WrittenCallbacks = attrs.field(
+        init=False, default=attrs.Factory(lambda self: WrittenCallbacks(self.journal, self.nursery), takes_self=True)
     )
     listeners: set[TransitionListener] = attrs.field(factory=set)
     group_listeners: set[GroupListener] = attrs.field(factory=set)

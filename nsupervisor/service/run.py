@@ -497,6 +497,13 @@ def _is_populated(host: Host, path: str) -> bool:
     return "populated 1" in host.files.read_text(f"{path}/cgroup.events")
 
 
+def _may_be_populated(host: Host, path: str) -> bool:
+    try:
+        return _is_populated(host, path)
+    except OSError:  # the cgroup of each workload tells
+        return True
+
+
 def _saved_scales(saved: SavedState) -> dict[str, Scale]:
     return {
         name.partition("@")[0]: Scale(checkpoint.scaled_to, checkpoint.scaled_from)
@@ -664,7 +671,7 @@ async def _supervise(
             context.stores.close()
             raise
         else:
-            await _kill_remaining([*actors.values(), *leftovers.values()])
+            await _kill_remaining([*actors.values(), *leftovers.values()], _may_be_populated(host, tree.path))
             context.sockets.close(is_final=True)
             context.stores.close()
         finally:
@@ -779,18 +786,23 @@ def _log_state_problem(journal: Journal, problem: str) -> None:
         journal.log.info("state file written", message="it is up to date again")
 
 
-async def _kill_remaining(actors: Iterable[Actor]) -> None:
-    """After an orderly stop, kill processes that other programs have put into the cgroups."""
-    with trio.move_on_after(DRAIN_TIMEOUT_S, shield=True):
-        for actor in actors:
-            with actor.contain_errors("cannot kill what is left"):
-                if actor.cgroup.is_populated():
-                    actor.cgroup.kill()
-        for actor in actors:
-            with actor.contain_errors("cannot wait for what is left"):
-                while actor.cgroup.is_populated():  # noqa: ASYNC110 - the watcher may have failed
-                    await trio.sleep(0.01)
-            actor.close_cgroup()
+async def _kill_remaining(actors: Iterable[Actor], is_tree_populated: bool) -> None:
+    """After an orderly stop, kill processes that other programs have put into the cgroups, and close these.
+
+    `is_tree_populated`: whether there may be such a process in any of them. One reading instead of two for each.
+    """
+    if is_tree_populated:
+        with trio.move_on_after(DRAIN_TIMEOUT_S, shield=True):
+            for actor in actors:
+                with actor.contain_errors("cannot kill what is left"):
+                    if actor.cgroup.is_populated():
+                        actor.cgroup.kill()
+            for actor in actors:
+                with actor.contain_errors("cannot wait for what is left"):
+                    while actor.cgroup.is_populated():  # noqa: ASYNC110 - the watcher may have failed
+                        await trio.sleep(0.01)
+    for actor in actors:
+        actor.close_cgroup()
 
 
 @attrs.define(eq=False)

@@ -264,6 +264,45 @@ async def test_spawns_of_a_batch_are_lost_with_their_keeper() -> None:
     assert keeper._pending == {}
 
 
+async def test_a_batch_without_an_answer_means_that_the_keeper_is_lost(autojump_clock: MockClock) -> None:
+    """Only the task that sends it watches the time."""
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch"})
+    lost = []
+
+    async def acknowledge(number: int) -> None:
+        with pytest.raises(KeeperLost, match="has not answered"):
+            await keeper.acknowledge(f"x{number}#1")
+        lost.append(number)
+
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(acknowledge, number)
+    assert sorted(lost) == [0, 1, 2]
+    assert keeper._pending == {}
+
+
+async def test_a_cancelled_request_of_a_batch_waits_for_its_reply() -> None:
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch"})
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            async with trio.open_nursery() as callers:
+                for number in range(3):
+                    callers.start_soon(keeper.acknowledge, f"x{number}#1")
+                message = await next_request(theirs)
+                callers.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await wait_all_tasks_blocked()
+                assert len(keeper._pending) == 3
+                replies = [{"reply": request["request"]} for request in message["requests"]]
+                protocol.send(theirs, protocol.encode({"replies": replies}))
+            assert keeper._pending == {}
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_full_queue_of_connections_is_waited_for_in_the_kernel(
     runtime_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

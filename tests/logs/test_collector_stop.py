@@ -27,7 +27,9 @@ async def write_while_the_collector_fails(command, number):
     """Write records, and enter the block when the collector has failed for the first time."""
     failed = trio.Event()
     async with open_journal(command, flush_sec=0.1) as journal:
-        journal.listener = lambda _time, _level, event, _fields: failed.set() if event == "collector ended" else None
+        journal.listener = lambda _time, _level, event, _fields, _line: (
+            failed.set() if event == "collector ended" else None
+        )
         for value in range(number):
             journal.record_line(LABELS, "stdout", b"%d" % value)
         await failed.wait()

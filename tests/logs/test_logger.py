@@ -15,7 +15,7 @@ def test_the_service_loads_nothing_for_terminals_and_leaves_it_to_others_to_do_s
 async def test_a_bound_logger_adds_its_fields_to_each_record(tmp_path):
     async with open_journal(str(tmp_path / "log")) as journal:
         heard = []
-        journal.listener = lambda timestamp, level, event, fields: heard.append(
+        journal.listener = lambda timestamp, level, event, fields, _line: heard.append(
             (timestamp, level, event, fields["pid"])
         )
         log = journal.log.bind(workload="web", instance=2)

@@ -1,6 +1,6 @@
 """An error about one workload is logged, and ends no task that serves the others."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -29,11 +29,10 @@ class Journal:
     """Keeps the messages of all records."""
 
     def __init__(self) -> None:
-        self.log = self
         self.messages: list[str] = []
 
-    def bind(self, workload: str) -> Any:
-        return SimpleNamespace(error=lambda _, **fields: self.messages.append(f"{workload}: {fields['message']}"))
+    def write(self, _level: str, _event: str, fields: Mapping[str, Any], _timestamp: str | None = None) -> None:
+        self.messages.append(f"{fields['workload']}: {fields['message']}")
 
 
 def raiser(error: Exception) -> Callable[..., Any]:
@@ -141,10 +140,18 @@ async def test_the_end_kills_what_is_left_of_the_others(error):
         make_actor(journal, name, cgroup=cgroup, close_cgroup=partial(closed.append, name))
         for name, cgroup in (("web", broken), ("db", sound))
     ]
-    await run._kill_remaining(actors)
+    await run._kill_remaining(actors, True)
     assert closed == ["web", "db"]
     assert killed == ["db"]
     assert journal.messages == [f"web: cannot {what} what is left: {error}" for what in ("kill", "wait for")]
+
+
+async def test_nothing_is_read_of_each_cgroup_at_the_end_if_the_tree_is_empty():
+    closed: list[str] = []
+    cgroup = SimpleNamespace(is_populated=raiser(AssertionError()))
+    actors = [make_actor(Journal(), name, cgroup=cgroup, close_cgroup=partial(closed.append, name)) for name in "ab"]
+    await run._kill_remaining(actors, False)
+    assert closed == ["a", "b"]
 
 
 @pytest.mark.parametrize("error", ERRORS[1:], ids=lambda error: type(error).__name__)

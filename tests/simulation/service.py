@@ -254,8 +254,8 @@ class Site:
             journal.tick = _NeverLong()  # type: ignore[assignment]
             history = History()
 
-            def listen(timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> None:
-                history.add(timestamp, level, event, fields)
+            def listen(timestamp: str, level: str, event: str, fields: Mapping[str, Any], line: bytes) -> None:
+                history.add(timestamp, level, event, fields, line)
                 self.on_record(event, fields)
 
             journal.listener = listen

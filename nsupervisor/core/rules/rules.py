@@ -39,6 +39,7 @@ from nsupervisor.config.conditions import Atom
 from nsupervisor.config.load import equal_settings
 from nsupervisor.config.model import ActionName, GroupRule, Rule
 from nsupervisor.core import backoff
+from nsupervisor.core.evolve import evolve
 from nsupervisor.core.rules.limit_steps import LimitValues, next_limits
 from nsupervisor.wire_names import by_wire_name, wire
 
@@ -151,9 +152,7 @@ class Engine:
 
         Counters and cooldowns continue, as the cgroup does.
         """
-        return attrs.evolve(
-            self, states=tuple(attrs.evolve(m, holding_since=None, has_fired=False) for m in self.states)
-        )
+        return evolve(self, states=tuple(evolve(m, holding_since=None, has_fired=False) for m in self.states))
 
     def only(self, rule: Rule) -> "Engine":
         """Return an engine for one of these rules, in its present state.
@@ -170,30 +169,30 @@ class Engine:
     def with_cooldown(self, now: float) -> "Engine":
         """Start the cooldown of each rule that has a victim, as if it had fired now."""
         states = tuple(
-            attrs.evolve(memory, fired_at=now, lacks_member=False)
+            evolve(memory, fired_at=now, lacks_member=False)
             if isinstance(rule, GroupRule) and rule.victim is not None
             else memory
             for rule, memory in zip(self.rules, self.states, strict=True)
         )
-        return attrs.evolve(self, states=states)
+        return evolve(self, states=states)
 
     def without_member(self, rule: Rule) -> "Engine":
         """Note that a rule that has fired found no member to act on. It may have been replaced meanwhile."""
         states = tuple(
-            attrs.evolve(state, lacks_member=True) if own is rule else state
+            evolve(state, lacks_member=True) if own is rule else state
             for own, state in zip(self.rules, self.states, strict=True)
         )
-        return attrs.evolve(self, states=states)
+        return evolve(self, states=states)
 
     def with_started_member(self) -> "Engine":
         """Let the rules that found no member to act on fire again: their cooldown is over, as one has started."""
         if not any(state.lacks_member for state in self.states):
             return self
         states = tuple(
-            attrs.evolve(state, has_fired=False, fired_at=None, lacks_member=False) if state.lacks_member else state
+            evolve(state, has_fired=False, fired_at=None, lacks_member=False) if state.lacks_member else state
             for state in self.states
         )
-        return attrs.evolve(self, states=states)
+        return evolve(self, states=states)
 
     def with_rules(self, rules: Sequence[Rule]) -> "Engine":
         """Replace the rules after a reload.
@@ -233,7 +232,7 @@ class Engine:
         firings.sort(key=lambda firing: SEVERITY_ORDER.index(firing.action))
         if all(new_state is old_state for new_state, old_state in zip(states, self.states, strict=True)):
             return self, ()  # most samples change nothing, and there are many of them
-        return attrs.evolve(self, states=tuple(states)), tuple(firings)
+        return evolve(self, states=tuple(states)), tuple(firings)
 
 
 PERCENT_BASE = {"pids.current": "pids.max", "memory.current": "memory.max"} | {
@@ -274,15 +273,13 @@ def _observe(
         for old_atom, atom in zip(old_atoms, rule.when.atoms, strict=True)
     )
     if any(new_atom is not old_atom for new_atom, old_atom in zip(atoms, old_atoms, strict=True)):
-        state = attrs.evolve(state, atoms=atoms)
+        state = evolve(state, atoms=atoms)
     if not rule.when.evaluate([atom.is_true for atom in atoms]):
-        return (
-            state if state.holding_since is None else attrs.evolve(state, holding_since=None, has_fired=False)
-        ), None
+        return (state if state.holding_since is None else evolve(state, holding_since=None, has_fired=False)), None
     starts_holding = state.holding_since is None
     since = now if state.holding_since is None else state.holding_since
     if starts_holding:
-        state = attrs.evolve(state, holding_since=since)
+        state = evolve(state, holding_since=since)
     if rule.when.is_momentary:
         fires = [
             (new_atom.is_true and (atom.is_momentary or not old_atom.is_true))
@@ -298,7 +295,7 @@ def _observe(
     settings = next_limits(rule, limits)
     step, step_firings = _choose_step(rule, state, bool(settings), now)
     action = (rule.action, *rule.then)[step]
-    state = attrs.evolve(state, has_fired=True, fired_at=now, step=step, step_firings=step_firings, lacks_member=False)
+    state = evolve(state, has_fired=True, fired_at=now, step=step, step_firings=step_firings, lacks_member=False)
     settings = settings if action == "set" else {}
     return state, Firing(rule, action, _build_cause(rule, old_atoms, atoms, limits, held), settings)
 
@@ -328,7 +325,7 @@ def _observe_atom(state: AtomState, atom: Atom, snapshot: Snapshot, limits: Limi
         baseline = (
             state.value if state.is_true and state.value is not None else state.baseline
         )  # as in `_observe_counter`
-        return attrs.evolve(state, is_true=False, baseline=baseline)
+        return evolve(state, is_true=False, baseline=baseline)
     if atom.kind in ("counter", "stall"):
         return _observe_counter(state, atom, value)
     if atom.kind == "rate":
@@ -338,30 +335,30 @@ def _observe_atom(state: AtomState, atom: Atom, snapshot: Snapshot, limits: Limi
         return state
     truth = None if limit is None else _COMPARISONS[atom.op or ">="](value, limit)
     before = state.baseline if truth and state.is_true else value
-    return attrs.evolve(state, value=value, is_true=truth, baseline=before)
+    return evolve(state, value=value, is_true=truth, baseline=before)
 
 
 def _observe_counter(state: AtomState, atom: Atom, value: float) -> AtomState:
     if state.value is None:
-        return attrs.evolve(state, value=value, baseline=value, is_true=False)
+        return evolve(state, value=value, baseline=value, is_true=False)
     # Lower than before: the cgroup was created again and counts from 0, so the whole value is new.
     baseline = state.baseline if value >= state.value else 0.0
     if state.is_true:  # that moment has passed; the values that made it true are the new baseline
         baseline = state.value if value >= state.value else 0.0
-    return attrs.evolve(state, value=value, baseline=baseline, is_true=value - baseline >= atom.increase)
+    return evolve(state, value=value, baseline=baseline, is_true=value - baseline >= atom.increase)
 
 
 def _observe_rate(state: AtomState, atom: Atom, value: float, now: float) -> AtomState:
     if state.rate_start is None or value < state.rate_start[1]:
-        return attrs.evolve(state, value=value, rate_start=(now, value))
+        return evolve(state, value=value, rate_start=(now, value))
     start, first = state.rate_start
     if now - start < RATE_SPAN_S:
-        return attrs.evolve(state, value=value)
+        return evolve(state, value=value)
     rate = (value - first) / (now - start)
     assert atom.threshold is not None
     truth = _COMPARISONS[atom.op or ">"](rate, atom.threshold)
     before = state.baseline if truth and state.is_true else state.rate or 0.0
-    return attrs.evolve(state, value=value, rate_start=(now, value), rate=rate, is_true=truth, baseline=before)
+    return evolve(state, value=value, rate_start=(now, value), rate=rate, is_true=truth, baseline=before)
 
 
 _COMPARISONS = {

@@ -47,6 +47,7 @@ from nsupervisor.core.actions import (
 from nsupervisor.core.decider import ConfigChanged, Transition, WorkloadState
 from nsupervisor.core.dependencies import related, start_dependencies
 from nsupervisor.core.descriptor_store import StoreRequest, keeps_store
+from nsupervisor.core.evolve import evolve
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.initiators import OPERATOR, SHUTDOWN, Initiator
 from nsupervisor.core.lifecycle import (
@@ -55,6 +56,7 @@ from nsupervisor.core.lifecycle import (
     State,
     awaits_daemon,
     goes_to_background,
+    is_forking,
     is_started,
     is_up,
     is_up_without_program,
@@ -213,8 +215,12 @@ class Actor:
     _saved: InstanceCheckpoint | None = attrs.field(init=False, default=None)
     """The checkpoint that it has left, until `run` has completed what it says."""
 
+    _dependencies: tuple[str, ...] = attrs.field(init=False)
+    """The workloads that it starts after, for each checkpoint."""
+
     def __attrs_post_init__(self) -> None:
         context, nursery = self.context, self.context.nursery
+        self._dependencies = start_dependencies(self.workload)
         self.log = InstanceLog(self.name, self.instance, context.journal)
         state = WorkloadState(self._lifecycle, Engine.for_rules(self.workload.policy))
         self.decisions = Decisions(
@@ -239,12 +245,12 @@ class Actor:
         self._rule_actions = RuleActions(self.log_event, self.limit_writer, self.counters, context.measures, nursery)
         pattern = self.workload.readiness_pattern
         self.output = Output(self.name, self.instance, self.workload.log, self.counters, context, pattern)
-        self.exit_reports = ExitReports(self.log, nursery, self.save_checkpoint_later)
+        self.exit_reports = ExitReports(self.log, context.when_written.add, self.save_checkpoint_later)
 
     @property
     def lifecycle(self) -> Lifecycle:
         """The current state of the lifecycle."""
-        return self.decisions.lifecycle
+        return self.decisions.state.lifecycle
 
     # ---- operations for other objects
 
@@ -255,6 +261,10 @@ class Actor:
     async def ask(self, command: events.Command) -> None:
         """Post a command and wait until it has been handled; `lifecycle` then shows its immediate effect."""
         await self.mailbox.ask(command)
+
+    def call(self, command: events.Command) -> trio.Event:
+        """Post a command; return the event that is set when it has been handled."""
+        return self.mailbox.call(command)
 
     async def wait_until(self, condition: Callable[[Lifecycle], bool]) -> None:
         """Wait until `condition(lifecycle)` is true; it is checked after each change."""
@@ -363,7 +373,7 @@ class Actor:
             undelivered=self.exit_reports.undelivered,
             environment_digest=self.program.environment_digest,
             replaced_generation=self.start_status.replaces,
-            dependencies=start_dependencies(self.workload),
+            dependencies=self._dependencies,
             watchdog_sec=self.program.watchdog_sec,
             start_revision=self.program.start_revision,
             start_has_failed=self.start_has_failed,
@@ -526,6 +536,7 @@ class Actor:
         if workload != self.workload:
             self.decisions.handle(ConfigChanged(workload))
         self.configured, self.workload = configured, workload
+        self._dependencies = start_dependencies(workload)
         self.limit_writer.configure(workload)
         self._update_probes()
         if has_new_rules:
@@ -597,7 +608,8 @@ class Actor:
         self.post(RulesPending())
 
     def _on_emptied(self) -> None:
-        self.post(events.Emptied(self.lifecycle.generation))
+        if self.lifecycle.is_alive:
+            self.post(events.Emptied(self.lifecycle.generation))
 
     async def _handle(self, message: Message) -> None:
         match message:
@@ -606,6 +618,8 @@ class Actor:
                 self.save_checkpoint()
             case Execed(id=self._failed_start_id):
                 pass
+            case events.Emptied() if not self.lifecycle.is_alive:
+                pass  # the exit, which came before, was the end of its last process
             case Execed(id=id_, pid=pid):
                 if id_ == self.id and self.program.process is None:
                     self.program.executed(pid)
@@ -655,7 +669,7 @@ class Actor:
             await self.context.keeper.acknowledge(ended.id)
             return
         exit_ = Exit.from_wait_status(ended.status)
-        if ended.failure is None and goes_to_background(self.lifecycle, exit_, self.is_populated(), self.workload):
+        if ended.failure is None and self._goes_to_background(exit_):
             self._unacknowledged_id = ended.id
             self.program.left_background()
             await self._on_event(events.Exited(self.lifecycle.generation, exit_, populated=True))
@@ -679,6 +693,11 @@ class Actor:
             self._unacknowledged_id = ended.id
         else:
             await self.context.keeper.acknowledge(ended.id)
+
+    def _goes_to_background(self, exit_: Exit) -> bool:
+        lifecycle, workload = self.lifecycle, self.workload
+        # First what costs no reading of a file.
+        return is_forking(lifecycle, workload) and goes_to_background(lifecycle, exit_, self.is_populated(), workload)
 
     async def _change_main(self, pid: int) -> None:
         """Continue with another process of the workload as its program."""
@@ -723,9 +742,9 @@ class Actor:
         was_killed = self.lifecycle.sigkill_sent or self._sigkilled_id == self.id
         exit_ = Exit.from_wait_status(status, oom_killed=not was_killed, setup_failure=reason)
         if exit_.oom_killed:  # it may be; after another end the counter, whose file is not kept open, need not be read
-            exit_ = attrs.evolve(exit_, oom_killed=self._read_oom_kills() > self._oom_kills)
+            exit_ = evolve(exit_, oom_killed=self._read_oom_kills() > self._oom_kills)
         if remedy := self._background_remedy(exit_):
-            exit_ = attrs.evolve(exit_, background_remedy=remedy)
+            exit_ = evolve(exit_, background_remedy=remedy)
         self.last_exit = exit_
         self.exit_reports.report(
             ExitReport(self.lifecycle.generation, self.last_exit, self.program.pid),

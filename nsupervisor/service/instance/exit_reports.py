@@ -7,9 +7,9 @@ because the first copy may have been written.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import attrs
-import trio
 
 from nsupervisor.condition_variable import ConditionVariable
 from nsupervisor.service.instance.log import InstanceLog
@@ -25,7 +25,8 @@ class ExitReports:
     """Reports the exits of one instance, at least once each."""
 
     log: InstanceLog
-    nursery: trio.Nursery
+    when_written: Callable[[Callable[[], None]], None]
+    """Calls a function when all records so far are in the output."""
     save: Callable[[], None]
     """Checkpoint the instance soon, with the present `undelivered`."""
     undelivered: tuple[ExitReport, ...] = ()
@@ -62,10 +63,9 @@ class ExitReports:
         """Release the records that were held back, and forget the reports once they are in the output."""
         self.log.release()
         if self.undelivered:
-            self.nursery.start_soon(self._forget_delivered, self.undelivered)
+            self.when_written(partial(self._forget_delivered, self.undelivered))
 
-    async def _forget_delivered(self, written: tuple[ExitReport, ...]) -> None:
-        await self.log.journal.wait_written()
+    def _forget_delivered(self, written: tuple[ExitReport, ...]) -> None:
         self.undelivered = tuple(end for end in self.undelivered if not any(end is report for report in written))
         self.save()
         self._delivered.notify()

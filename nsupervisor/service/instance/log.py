@@ -1,8 +1,9 @@
 """Journal records about one workload instance, held back while something more urgent is in progress."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import attrs
@@ -10,7 +11,7 @@ import attrs
 from nsupervisor.cgroups import CgroupError
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.problems import ConfigError
-from nsupervisor.logs import FilteringBoundLogger, Journal, timestamp_now
+from nsupervisor.logs import Journal, timestamp_now
 
 WORKLOAD_ERRORS = (OSError, CgroupError, ConfigError, ValueError)
 """Errors that the kernel, or the data of a workload, may cause at any step about that workload."""
@@ -27,8 +28,6 @@ class InstanceLog:
     """The latest record, as `status` shows it."""
     _labels: dict[str, Any] = attrs.field(init=False)
     """The fields that all records of the instance have."""
-    _log: FilteringBoundLogger = attrs.field(init=False)
-    """The journal's logger with these fields."""
     _status_text: tuple[int, str] = (0, "")
     """The generation that has last reported a status text, and the text."""
     _errors: tuple[int, dict[str, str]] = attrs.field(factory=lambda: (0, {}))
@@ -40,26 +39,18 @@ class InstanceLog:
         self._labels = {"workload": self.name}
         if self.instance is not None:
             self._labels["instance"] = self.instance
-        self._log = self.journal.log.bind(**self._labels)
 
     def write(self, generation: int, event: str, level: str = "info", /, **fields: Any) -> dict[str, Any]:
         """Write a record, or keep it until `release`; return it as it is written."""
         if event == "status":
             self._status_text = generation, fields["message"]
-        timestamp = timestamp_now()
+        timestamp, record = timestamp_now(), {**self._labels, "generation": generation, **fields}
         self.last_event = {"timestamp": timestamp, "event": event, **fields}
         if self._held_records is not None:  # without the timestamp: those in the stream are in order
-            self._held_records.append((level, event, {"generation": generation, **fields}))
+            self._held_records.append((level, event, record))
         else:
-            getattr(self._log, level)(event, timestamp=timestamp, generation=generation, **fields)
-        return {
-            "timestamp": timestamp,
-            "level": level,
-            "event": event,
-            **self._labels,
-            "generation": generation,
-            **fields,
-        }
+            self.journal.write(level, event, record, timestamp)
+        return {"timestamp": timestamp, "level": level, "event": event, **record}
 
     def status_text(self, generation: int) -> str:
         """Return the last status text that this generation has reported, or ""."""
@@ -85,13 +76,29 @@ class InstanceLog:
         """Write the records that were held back."""
         held, self._held_records = self._held_records or (), None
         for level, event, record in held:
-            getattr(self._log, level)(event, **record)
+            self.journal.write(level, event, record)
 
-    @contextmanager
-    def contain_errors(self, generation: int, doing: str) -> Iterator[None]:
+    def contain_errors(self, generation: int, doing: str) -> ErrorContainment:
         """Log an error about this instance, and continue: it must not end a task that serves others too."""
-        try:
-            yield
-        except WORKLOAD_ERRORS as error:
-            self.release()
-            self.write(generation, "warning", "error", message=f"{doing}: {error}")
+        return ErrorContainment(self, generation, doing)
+
+
+class ErrorContainment:
+    """The context manager of `InstanceLog.contain_errors`: a class, as each message of an actor needs one."""
+
+    __slots__ = ("_doing", "_generation", "_log")
+
+    def __init__(self, log: InstanceLog, generation: int, doing: str) -> None:
+        """Write errors to this log."""
+        self._log, self._generation, self._doing = log, generation, doing
+
+    def __enter__(self) -> None:
+        """Begin to contain errors."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        """Log an error that a workload may cause, and suppress it."""
+        if error is None or not isinstance(error, WORKLOAD_ERRORS):
+            return False
+        self._log.release()
+        self._log.write(self._generation, "warning", "error", message=f"{self._doing}: {error}")
+        return True

@@ -120,9 +120,16 @@ class Mailbox:
     async def ask(self, command: events.Command) -> None:
         """Post a command and wait until it has been handled; return at once if the mailbox is closed."""
         if not self.closed.is_set():
-            call = Call(command, trio.Event())
+            await self.call(command).wait()
+
+    def call(self, command: events.Command) -> trio.Event:
+        """Post a command; return the event that is set when it has been handled, or if the mailbox is closed."""
+        call = Call(command, trio.Event())
+        if self.closed.is_set():
+            call.handled.set()
+        else:
             self.post(call)
-            await call.handled.wait()
+        return call.handled
 
     async def perform(self, function: Callable[[], Awaitable[None]]) -> None:
         """Have the actor call a function between two messages, and wait until it is done, also if this is cancelled.

@@ -701,12 +701,12 @@ class Jobs:
         """Stop everything, dependents first; return when no process is left."""
 
         async def stop_after_dependents(actor: Actor) -> None:
-            if dependents := self.actors.dependents(actor.workload.name):
-                # A restart must not start another generation while dependents stop.
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(wait_for_dependents, dependents, nursery.cancel_scope)
-                    await actor.wait_until(lambda lifecycle: lifecycle.state in BETWEEN_GENERATIONS)
-                    nursery.cancel_scope.cancel()
+            dependents = self.actors.dependents(actor.workload.name)
+            # A restart must not start another generation while dependents stop.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_for_dependents, dependents, nursery.cancel_scope)
+                await actor.wait_until(lambda lifecycle: lifecycle.state in BETWEEN_GENERATIONS)
+                nursery.cancel_scope.cancel()
             await self.stop_and_wait(actor, SHUTDOWN)
 
         async def wait_for_dependents(dependents: Iterable[Actor], scope: trio.CancelScope) -> None:
@@ -715,12 +715,20 @@ class Jobs:
             scope.cancel()
 
         self.begin_stop()
+        stopping: list[tuple[Actor, trio.Event]] = []
         async with trio.open_nursery() as nursery:
             for actor in self.all_actors:
                 if actor in self._removals:  # it is being stopped, in the order of the configuration before
                     nursery.start_soon(actor.wait_until, lambda lifecycle: lifecycle.state in DOWN_STATES)
-                else:
+                elif self.actors.dependents(actor.workload.name):
                     nursery.start_soon(stop_after_dependents, actor)
+                else:  # without a task for each
+                    self._cancel_start(actor, ends_generation=True)
+                    stopping.append((actor, actor.call(events.Stop(SHUTDOWN))))
+            for actor, handled in stopping:
+                if not handled.is_set():
+                    await handled.wait()
+                await actor.wait_until(_has_stopped)
 
     def kill_all(self) -> None:
         """Send SIGKILL to everything that still lives, for a second stop signal."""

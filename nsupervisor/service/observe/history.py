@@ -114,11 +114,13 @@ class History:
         self._follower_left = ConditionVariable()
         self._is_closed = False
 
-    def add(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any]) -> None:
-        """Keep a record, and pass it to the followers. Never waits, never raises."""
+    def add(self, timestamp: str, level: str, event: str, fields: Mapping[str, Any], line: bytes | None = None) -> None:
+        """Keep a record, and pass it to the followers. Never waits, never raises. `line`: the record as JSON."""
         workload = str(fields.get("workload") or fields.get("group", ""))
         self._last_number += 1
-        entry = HistoryEntry(self._last_number, workload, event, _FORMAT.render_record(timestamp, level, event, fields))
+        if line is None:
+            line = _FORMAT.render_record(timestamp, level, event, fields)
+        entry = HistoryEntry(self._last_number, workload, event, line)
         entries = self._entries.setdefault(workload, deque())
         entries.append(entry)
         self._total_by_workload[workload] = self._total_by_workload.get(workload, 0) + 1
