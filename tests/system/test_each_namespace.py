@@ -12,7 +12,10 @@ import pytest
 from tests.needs import needs
 from tests.system.service import service
 
-pytestmark = needs("root", "cgroup", "userns", "netns", "time_namespace", "program:bash", "program:ipcmk", "program:ipcs")
+pytestmark = [
+    needs("root", "cgroup", "userns", "netns", "time_namespace"),
+    needs("program:bash", "program:ipcmk", "program:ipcs"),
+]
 
 NAMESPACES = {
     "mount": (
