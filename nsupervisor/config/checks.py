@@ -463,6 +463,12 @@ def _daemon_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confl
     if workload.exit_type == "cgroup" and workload.type == "oneshot":
         text = '"cgroup" is for programs that keep running; remove it, or write type = "simple"'
         yield Conflict((*path, "exit_type"), text, type_)
+    if workload.kill_mode == "process" and workload.exit_type == "cgroup":
+        text = '"process" ends the program alone, and with this exit_type other processes replace it; remove one'
+        yield Conflict((*path, "kill_mode"), text, ((*path, "exit_type"),))
+    if workload.kill_mode == "process" and workload.namespaces.pid:
+        text = '"process" leaves processes, and with them their PID namespace; write namespaces = { pid = false }'
+        yield Conflict((*path, "kill_mode"), text, ((*path, "namespaces", "pid"),))
     follows_others = is_forking or workload.exit_type == "cgroup"
     if follows_others and workload.namespaces.pid and not workload.init:
         text = "in a PID namespace without an init all processes end with the first; write init = true"

@@ -52,7 +52,7 @@ WorkloadType = Literal["simple", "notify", "notify-reload", "oneshot", "forking"
 NOTIFY_TYPES = ("notify", "notify-reload")
 """The types of programs that report with READY=1 that they are ready."""
 ExitType = Literal["main", "cgroup"]
-KillMode = Literal["main", "all"]
+KillMode = Literal["main", "all", "process"]
 RestartMode = Literal["normal", "debug"]
 StorePreserve = Literal["restart", "yes", "no"]
 MAX_STORED_DESCRIPTORS = 64
@@ -851,7 +851,9 @@ class WorkloadConfig(Table):
     kill_mode: KillMode = field(
         default="main",
         metadata=key(
-            Choice.of(KillMode), "stop the program first, then what it leaves; or all processes at once", live=True
+            Choice.of(KillMode),
+            "stop the program first, then what it leaves; or all processes at once; or only the program",
+            live=True,
         ),
     )
     kill_signal: int = field(default=15, metadata=key(kinds.SIGNAL, "what stop sends first", live=True))

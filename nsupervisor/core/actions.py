@@ -62,6 +62,11 @@ class ReleaseSurvivors(Action):
 
 
 @attrs.frozen
+class ReportLeft(Action):
+    """Report the processes that a generation has left and that run on (`kill_mode = "process"`)."""
+
+
+@attrs.frozen
 class FreezeAll(Action):
     """Write 1 to `cgroup.freeze`, which stops every process in the cgroup."""
 

@@ -43,6 +43,7 @@ from nsupervisor.core.actions import (
     FreezeAll,
     KillAll,
     ReleaseSurvivors,
+    ReportLeft,
     RunHook,
     Signal,
     Spawn,
@@ -127,6 +128,8 @@ class Lifecycle:
 
     While it is up: other processes run on (`exit_type = "cgroup"`), or the daemon that it has become is not known yet.
     """
+    has_left: bool = attrs.field(default=False, metadata=wire("left"))
+    """Processes of this generation ran on when it was dead, as `kill_mode = "process"` says."""
     fault_outcome: Outcome | None = attrs.field(default=None, metadata=wire("fault"))
     """The outcome for the restart policy if the supervisor ended the program for a fault of its own.
 
@@ -304,7 +307,7 @@ def _kill_reason(lifecycle: Lifecycle, requested_by: str) -> str:
     The next supervisor starts what only the end of the service has stopped, and nothing that an operator has stopped.
     """
     stays_down = lifecycle.state is State.STOPPING and lifecycle.after_stop is AfterStop.STAY_DOWN
-    return lifecycle.reason if stays_down else f"killed by {requested_by}"
+    return lifecycle.reason if stays_down else f"{_KILLED_BY}{requested_by}"
 
 
 def freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -530,8 +533,29 @@ def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     is_last = lifecycle.final_signal_sent or lifecycle.sigkill_sent or workload.final_kill_signal == signal.SIGKILL
     if not is_last:
         lifecycle = evolve(lifecycle, final_signal_sent=True)
-        return lifecycle, (Signal(workload.final_kill_signal, whole_cgroup=True),)
-    return _mark_killed(lifecycle, instant), (*before, KillAll())
+        return lifecycle, (_final_signal(lifecycle, workload),)
+    return _mark_killed(lifecycle, instant), (*before, _last_kill(lifecycle, workload))
+
+
+def _final_signal(lifecycle: Lifecycle, workload: WorkloadConfig) -> Action:
+    return Signal(workload.final_kill_signal, whole_cgroup=not _spares_others(lifecycle, workload))
+
+
+def _last_kill(lifecycle: Lifecycle, workload: WorkloadConfig) -> Action:
+    """Return the SIGKILL that ends a stop."""
+    return Signal(signal.SIGKILL, resumes=False) if _spares_others(lifecycle, workload) else KillAll()
+
+
+def _spares_others(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether a stop is about the program alone, `kill_mode = "process"`.
+
+    A kill is about all processes, and so is a stop after the program has gone to the background and its daemon is not
+    known yet.
+    """
+    return workload.kill_mode == "process" and lifecycle.exit is None and not lifecycle.reason.startswith(_KILLED_BY)
+
+
+_KILLED_BY = "killed by "
 
 
 def _mark_killed(lifecycle: Lifecycle, instant: Instant) -> Lifecycle:
@@ -553,11 +577,13 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     if exit_outcome(lifecycle, input_.exit, workload) is Outcome.PROTOCOL:
         lifecycle = evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
     ends_hook = _end_hook(lifecycle)
+    is_left = input_.populated and _spares_others(lifecycle, workload)
     lifecycle = evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit)
-    if not input_.populated:
-        lifecycle, actions = _choose_next(lifecycle, instant, workload)
+    if not input_.populated or is_left:
+        lifecycle, actions = _choose_next(evolve(lifecycle, has_left=is_left), instant, workload)
         return lifecycle, (
             *ends_hook,
+            *((ReportLeft(),) if is_left else ()),
             *((ThawAll(), *actions) if was_frozen else actions),
         )  # otherwise the next generation would start frozen
     stop_rest = _stop_signals(workload, everyone=True)
@@ -668,9 +694,9 @@ def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[
     """Return the actions that led to this state, for a supervisor that cannot know whether they were carried out."""
     match lifecycle.state:
         case State.STOPPING if lifecycle.sigkill_sent:
-            return (KillAll(),)
+            return (_last_kill(lifecycle, workload),)
         case State.STOPPING if lifecycle.final_signal_sent:
-            return Signal(workload.final_kill_signal, whole_cgroup=True), ThawAll()
+            return _final_signal(lifecycle, workload), ThawAll()
         case State.STOPPING:
             # It may have been frozen; then it gets the signal only when it is thawed.
             return *_stop_signals(workload, everyone=lifecycle.exit is not None), ThawAll()
@@ -863,6 +889,7 @@ def _begin_generation(
         sigkill_sent=False,
         killed_at=None,
         exit=None,
+        has_left=False,
         fault_outcome=None,
         runs_until=None,
         complete_at=None,

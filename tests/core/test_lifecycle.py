@@ -1007,6 +1007,46 @@ def test_what_a_program_leaves_by_itself_gets_the_signal_with_kill_mode_all_too(
     assert run.dies(OK, populated=True).actions == (EVERYONE,)
 
 
+@pytest.mark.parametrize("cause", ["stop", "time", "probe", "watchdog"])
+def test_kill_mode_process_signals_the_program_alone(cause):
+    run = Run(kill_mode="process", runtime_max_sec=60.0, final_kill_signal=signal.SIGQUIT).up()
+    if cause == "stop":
+        run(events.Stop())
+    elif cause == "time":
+        run(events.Timeout(), after=60)
+    else:
+        run.fact(events.Unhealthy, "it hangs", "liveness" if cause == "probe" else "")
+    first = signal.SIGABRT if cause == "watchdog" else signal.SIGTERM
+    assert run.actions == (actions.Signal(first),)
+    assert unfinished_actions(run.lifecycle, run.workload)[-1] == actions.ThawAll()
+    assert run(events.Timeout(), after=10).actions == (actions.Signal(signal.SIGQUIT),)
+    assert unfinished_actions(run.lifecycle, run.workload)[0] == actions.Signal(signal.SIGQUIT)
+    assert run(events.Timeout(), after=10).actions == (actions.Signal(signal.SIGKILL, resumes=False),)
+    assert unfinished_actions(run.lifecycle, run.workload) == (actions.Signal(signal.SIGKILL, resumes=False),)
+
+
+def test_kill_mode_process_leaves_the_rest_and_is_down():
+    run = Run(kill_mode="process").up()
+    run(events.Stop())
+    assert run.dies(KILLED, populated=True).actions == (actions.ReportLeft(),)
+    assert (run.state, run.lifecycle.has_left) == (State.STOPPED, True)
+    assert run(events.Start()).actions == (actions.Spawn(2),)
+    assert not run.lifecycle.has_left
+
+
+def test_kill_mode_process_restarts_a_program_that_leaves_processes_by_itself():
+    run = Run(kill_mode="process", restart="always", restart_sec=0.0).up()
+    assert run.dies(Exit(code=1), populated=True).actions == (actions.ReportLeft(), actions.Spawn(2))
+
+
+def test_a_kill_ends_all_processes_with_kill_mode_process_too():
+    run = Run(kill_mode="process").up()
+    assert run(events.Kill()).actions == (actions.KillAll(),)
+    assert unfinished_actions(run.lifecycle, run.workload) == (actions.KillAll(),)
+    run.dies(KILLED, populated=True)
+    assert (run.state, run.lifecycle.has_left) == (State.STOPPING, False)
+
+
 def test_send_sighup_follows_the_signal_of_a_stop_but_not_that_of_the_watchdog():
     run = Run(send_sighup=True).up()
     assert run(events.Stop()).actions == (actions.Signal(signal.SIGTERM), HANGUP)

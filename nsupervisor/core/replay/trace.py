@@ -44,6 +44,7 @@ from nsupervisor.core.actions import (
     FreezeAll,
     KillAll,
     ReleaseSurvivors,
+    ReportLeft,
     RunHook,
     Signal,
     Spawn,
@@ -243,7 +244,7 @@ def _lifecycle_record(action: Action, lifecycle: Lifecycle) -> ActionRecord:
         case ReleaseSurvivors(seconds=seconds):
             return {"action": "complain", "generation": lifecycle.generation, "why": describe_survivors(seconds)}
         case _:
-            name = {KillAll: "kill", FreezeAll: "freeze", ThawAll: "thaw"}[type(action)]
+            name = {KillAll: "kill", ReportLeft: "report", FreezeAll: "freeze", ThawAll: "thaw"}[type(action)]
     return {"action": name, "generation": lifecycle.generation, **fields, "why": lifecycle.reason}
 
 

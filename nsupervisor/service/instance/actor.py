@@ -39,6 +39,7 @@ from nsupervisor.core.actions import (
     FreezeAll,
     KillAll,
     ReleaseSurvivors,
+    ReportLeft,
     RunHook,
     Signal,
     Spawn,
@@ -126,6 +127,7 @@ _ACTION_NAMES: Mapping[type[Action], str] = {
     FreezeAll: "freeze",
     ThawAll: "thaw",
     ReleaseSurvivors: "release",
+    ReportLeft: "report",
 }
 """Names of actions in the record of a failure, as in traces."""
 
@@ -328,6 +330,11 @@ class Actor:
         """Stop the task of this actor, after all messages in its mailbox; the program has stopped before."""
         self.post(Shutdown())
         await self.mailbox.closed.wait()
+        if self.lifecycle.has_left:
+            self.cgroup.kill()  # with `kill_mode = "process"`: its cgroup is removed next
+            with trio.move_on_after(self.workload.timeout_stop_sec):
+                while self.is_populated():  # noqa: ASYNC110 - rare and brief
+                    await trio.sleep(0.005)
         if self._debug_sandbox is not None:
             await self._debug_sandbox.end()  # no other can begin, and the cgroup is removed next
         self.output.retire()
@@ -588,6 +595,7 @@ class Actor:
             status_text=self.log.status_text(self.lifecycle.generation),
             probes=self.probe_results,
             error_text=self.log.error_text(self.lifecycle.generation),
+            has_left=self.lifecycle.has_left and not self.lifecycle.is_alive and self.is_populated(),
             sockets=self.context.sockets.status(self.workload),
             stored_descriptors=self.context.stores.names(self.name),
             max_stored=self.workload.file_descriptor_store_max,
@@ -841,6 +849,8 @@ class Actor:
                     self.cgroup.thaw()
                 case ReleaseSurvivors(seconds=seconds, is_reported=is_reported):
                     self._release_survivors(seconds, is_reported)
+                case ReportLeft():
+                    self._report_left("run on")
         except (OSError, CgroupError) as error:
             self.log_event("warning", "error", message=f"{_ACTION_NAMES[type(action)]}: {error}")
 
@@ -938,9 +948,12 @@ class Actor:
     async def _prepare_cgroup(self) -> None:
         """Prepare the cgroup for the next generation: empty, in its place, and with its limits. Raises CgroupError."""
         if self.is_populated():
-            pids = ", ".join(map(str, self.cgroup.pids()[:5]))
-            raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
-        if self._make_next_cgroup is not None:
+            if self.workload.kill_mode != "process" or self._make_next_cgroup is not None:
+                pids = ", ".join(map(str, self.cgroup.pids()[:5]))
+                raise CgroupError(f"its cgroup {self.cgroup.path} is still populated (pids {pids}); end them first")
+            self._report_left("share the cgroup of this start")
+            await self.limit_writer.restore(is_thorough=False)  # it cannot be made again with processes in it
+        elif self._make_next_cgroup is not None:
             await self.limit_writer.run_exclusively(self._move)
         else:
             await self.limit_writer.restore(is_thorough=False)
@@ -949,6 +962,13 @@ class Actor:
         self._must_recreate_cgroup = False
         await self.limit_writer.apply_pending()
         self._restrict_devices()
+
+    def _report_left(self, what: str) -> None:
+        pids = self.cgroup.pids()
+        if pids:
+            shown = ", ".join(map(str, pids[:5])) + (", …" if len(pids) > 5 else "")
+            text = f'processes that it has left {what}, as kill_mode = "process" says (pids {shown})'
+            self.log_event("warning", "warning", message=text)
 
     def _restrict_devices(self) -> None:
         """Allow the program the devices that its security allows. Raises CgroupError, also for a missing device."""

@@ -19,6 +19,8 @@ from nsupervisor.logs import Blockage
 if TYPE_CHECKING:
     from nsupervisor.service.instance.probes import LatestResult
 
+_LEFT = "; processes that it has left run on (kill_mode)"
+
 
 @attrs.frozen(kw_only=True)
 class InstanceStatus:
@@ -47,6 +49,8 @@ class InstanceStatus:
     error_text: str
     """The error that it has last reported with ERRNO= or BUSERROR=, in words; or ""."""
     probes: Mapping[ProbeKind, LatestResult]
+    has_left: bool
+    """Whether it does not run, and processes that it has left do."""
     sockets: list[dict[str, Any]]
     """The sockets that the service listens on for it, as `Sockets.status` returns them."""
     stored_descriptors: Sequence[str]
@@ -71,7 +75,7 @@ class InstanceStatus:
             "root": self.root,
             "state": lifecycle.state.value,
             "phase": describe_phase(lifecycle.phase, lifecycle.step),
-            "reason": self.waits_for or self._reason(now),
+            "reason": self.waits_for or f"{self._reason(now)}{_LEFT if self.has_left else ''}",
             "pid": self.pid if lifecycle.is_alive else None,
             "generation": lifecycle.generation,
             "restarts": lifecycle.restarts,

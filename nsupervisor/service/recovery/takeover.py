@@ -73,7 +73,7 @@ async def take_over(
         with actor.contain_errors("cannot take over what runs"):
             if lifecycle.is_alive and lifecycle.exit is None and actor.id not in own:
                 await _reattach_without_descriptors(actor, keeper.direct)
-            elif not lifecycle.is_alive and actor.cgroup.is_populated():
+            elif not lifecycle.is_alive and not lifecycle.has_left and actor.cgroup.is_populated():
                 await handle_orphans(actor, keeper.direct, orphans)
     if records or children:
         changed, same = {}, {}

@@ -21,7 +21,7 @@ from nsupervisor.config.model import Config, GroupConfig, HostConfig, Rule, Work
 from nsupervisor.config.probes import LivenessConfig, ReadinessConfig, StartupConfig, TcpSocket
 from nsupervisor.config.units import RelativeChange
 from nsupervisor.core import backoff, events
-from nsupervisor.core.actions import KillAll, Spawn
+from nsupervisor.core.actions import KillAll, ReportLeft, Spawn
 from nsupervisor.core.decider import Observation, RunPending, WorkloadState, handle
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Instant, Lifecycle, State
@@ -116,7 +116,7 @@ def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadCon
         liveness=rnd.choice((None, None, LivenessConfig(tcp_socket=port, termination_grace_period_sec=20.0))),
         restart_mode=rnd.choice(("normal", "debug")),
         min_ready_sec=rnd.choice((0.0, 0.0, 0.5, 5.0)) if workload.type != "oneshot" else 0.0,
-        kill_mode=rnd.choice(("main", "all")),
+        kill_mode=rnd.choice(("main", "all", "process")),
         send_sighup=rnd.random() < 0.3,
         final_kill_signal=rnd.choice((9, 9, 3)),
         exit_type=rnd.choice(("main", "main", "cgroup")) if workload.type != "oneshot" else "main",
@@ -189,6 +189,8 @@ class WorkloadHistory:
             if isinstance(action, Spawn):
                 self.check_spawn(action, now)
                 self.program, self.others, self.began = True, False, now
+            elif isinstance(action, ReportLeft):
+                self.others = False  # they run on, and no event is about them any more
             elif isinstance(action, KillAll):
                 assert before.lifecycle.is_alive, "there is nothing to kill"
         lifecycle = transition.state.lifecycle

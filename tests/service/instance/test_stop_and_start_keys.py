@@ -111,3 +111,64 @@ async def test_a_restart_after_a_failure_has_debug_invocation_in_its_environment
     await service.until("web", "backoff")
     await service.until("web", "running")
     assert service.program("web").behaviour.environment["DEBUG_INVOCATION"] == "1"
+
+
+ALONE = workload("web", 'kill_mode = "process"', 'restart = "no"', program="forks=2@0.1")
+
+
+def others(service: Client) -> list[Process]:
+    return [process for process in service.machine.living() if not process.is_leader]
+
+
+@simulated(ALONE)
+async def test_what_a_program_leaves_runs_on_beside_its_next_start(service: Client) -> None:
+    await service.until("web", "running")
+    await service.until_true(lambda: len(others(service)) == 2)
+    first = others(service)
+    assert (await service.command("stop", "web"))["ok"]
+    assert service.status("web")["reason"] == "stopped by operator; processes that it has left run on (kill_mode)"
+    assert others(service) == first
+    assert (await service.command("start", "web"))["ok"]
+    await service.until_true(lambda: len(others(service)) == 4)
+    assert service.status("web")["state"] == "running"
+    assert ["run on" in one["message"] for one in service.records("warning", "web")] == [True, False]
+    assert (await service.command("kill", "web"))["ok"]
+    await service.until_true(lambda: not others(service))
+    assert not service.status("web")["reason"].endswith("(kill_mode)")
+
+
+def test_what_a_program_has_left_runs_on_after_a_kill_of_the_service() -> None:
+    site = make_site(ALONE)
+
+    async def stop(service: Client) -> None:
+        await service.until("web", "running")
+        await service.until_true(lambda: len(others(service)) == 2)
+        assert (await service.command("stop", "web"))["ok"]
+
+    serve(site, stop, stop=False)
+
+    async def look(service: Client) -> None:
+        assert len(others(service)) == 2
+        assert service.status("web")["reason"].endswith("(kill_mode)")
+        assert not service.records("orphans")
+        await service.reload(workload("other"))
+        await service.until_true(lambda: not others(service))
+
+    assert serve(site, look) == 0
+
+
+def test_the_next_supervisor_completes_a_stop_of_the_program_alone() -> None:
+    site = make_site(workload("web", 'kill_mode = "process"', "timeout_stop_sec = 2", program="deaf forks=1@0.1"))
+
+    async def begin(service: Client) -> None:
+        await service.until("web", "running")
+        await service.until_true(lambda: len(others(service)) == 1)
+        await service.begin(service.command, "stop", "web")
+
+    serve(site, begin, stop=False)
+
+    async def look(service: Client) -> None:
+        await service.until("web", "stopped")
+        assert len(others(service)) == 1
+
+    assert serve(site, look) == 0
