@@ -230,6 +230,16 @@ class Tree:
         cgroup.limited_controllers |= _controllers(resources)
         return cgroup
 
+    def make_helper(self, name: str, resources: Any) -> Cgroup:
+        """Make the cgroup of programs that the service itself runs. It may exist already. Raises CgroupError.
+
+        No instance or group has a directory of this name. It is emptied by its user, and removed with the tree.
+        """
+        cgroup = self._make_cgroup(f"{GROUP_PREFIX}.{name}", name, resources, ())
+        # It is not one of the groups, which give controllers to their members and have no processes of their own.
+        del self._cgroups[cgroup.path], self._top_level[cgroup.path]
+        return cgroup
+
     def make(
         self, name: str, resources: Any, ancestors: Sequence[Cgroup] = (), *, limits_known: bool = False
     ) -> Cgroup:

@@ -77,6 +77,7 @@ from nsupervisor.service.platform.isolation import Isolation
 from nsupervisor.service.platform.kernel import LINUX, Kernel
 from nsupervisor.service.platform.name_files import NameFiles
 from nsupervisor.service.platform.networks import Networks
+from nsupervisor.service.platform.plugin_cgroup import PluginCgroup
 from nsupervisor.service.platform.reaper import reap_orphans
 from nsupervisor.service.platform.runtime_directory import KeptDirectory, runtime_directory
 from nsupervisor.service.platform.service_manager import notify_service_manager
@@ -538,7 +539,9 @@ async def _supervise(
         state_directory = config.supervisor.state_directory or default_state_directory()
         name, warn = config.supervisor.name, partial(_log_network_problem, journal)
         name_files = NameFiles(state_directory, name, lambda: networks.attachments(), warn)
-        networks = Networks(state_directory, name, warn, config.network, name_files.notify)
+        networks = Networks(
+            state_directory, name, warn, config.network, name_files.notify, PluginCgroup(tree.make_helper, warn)
+        )
         context = ServiceContext(
             keeper,
             watcher,

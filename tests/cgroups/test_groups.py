@@ -161,3 +161,18 @@ def test_the_host_reads_beside_every_cgroup(tree: Tree) -> None:
     if os.path.exists("/proc/pressure/memory"):
         assert web.read_cached("host.memory.pressure")["some avg10"] >= 0
     assert tree.root().read_cached("memory.current")[""] >= 0
+
+
+@pytest.mark.system
+def test_programs_of_the_service_have_a_cgroup_that_is_no_instance(tree: Tree, programs: Programs) -> None:
+    helper = tree.make_helper("plugins", Resources(memory_max=64 * MIB, pids_max=4))
+    limits = helper.read_limits()
+    assert (limits["memory.max"], limits["pids.max"]) == (64 * MIB, 4)
+    assert tree.list_instances() == {}
+    programs.python(helper, "import time; time.sleep(1000)")
+    again = tree.make_helper("plugins", Resources(memory_max=64 * MIB, pids_max=4))
+    wait_until(lambda: len(again.pids()) == 1)
+    again.kill()
+    wait_until(lambda: not again.pids())
+    again.remove()
+    assert not os.path.exists(helper.path)

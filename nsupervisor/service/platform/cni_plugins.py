@@ -49,9 +49,17 @@ def make_network_namespace() -> int:
 
 
 async def run_plugin(
-    command: str, name: str, container_id: str, namespace: int, request: bytes, inherited: Sequence[int] = ()
+    command: str,
+    name: str,
+    container_id: str,
+    namespace: int,
+    request: bytes,
+    inherited: Sequence[int] = (),
+    cgroup_files: Sequence[str] = (),
 ) -> bytes:
     """Run a plugin, and return what it wrote. `command`: "ADD" or "DEL". `namespace`: a descriptor, -1: it is gone.
+
+    `cgroup_files`: those by which it enters its cgroup, before it is executed.
 
     Raises NetworkError if it fails, takes too long, or is missing.
     """
@@ -65,28 +73,40 @@ async def run_plugin(
         "CNI_IFNAME": INTERFACE,
         "CNI_PATH": ":".join(plugin_directories()),
     }
-    status, output, errors = await _run([path], environment, request, inherited)
+    status, output, errors = await _run([path], environment, request, inherited, cgroup_files)
     if status != 0:
         raise NetworkError(f"plugin {name}: {error_text(output, errors, status)}")
     return output
 
 
-async def run_tool(command: Sequence[str], inherited: Sequence[int] = ()) -> str:
+_SCRIPT = 'while [ "$1" != -- ]; do echo 0 >"$1" || exit 126; shift; done; shift; exec "$@"'
+
+
+def _enter(cgroup_files: Sequence[str]) -> list[str]:
+    """Return the beginning of a command that enters a cgroup: a process that is moved later may have forked before."""
+    return ["/bin/sh", "-c", _SCRIPT, "sh", *cgroup_files, "--"] if cgroup_files else []
+
+
+async def run_tool(command: Sequence[str], inherited: Sequence[int] = (), cgroup_files: Sequence[str] = ()) -> str:
     """Run a program that needs no input, and return what it wrote. Raises NetworkError."""
-    status, output, errors = await _run(command, {}, b"", inherited)
+    status, output, errors = await _run(command, {}, b"", inherited, cgroup_files)
     if status != 0:
         raise NetworkError(f"{command[0]}: {error_text(b'', errors, status)}")
     return output.decode(errors="replace")
 
 
 async def _run(
-    command: Sequence[str], variables: Mapping[str, str], data: bytes, inherited: Sequence[int]
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    data: bytes,
+    inherited: Sequence[int],
+    cgroup_files: Sequence[str],
 ) -> tuple[int, bytes, bytes]:
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **variables}
     with expect_child() as child:
         try:
             process = await trio.lowlevel.open_process(
-                list(command),
+                [*_enter(cgroup_files), *command],
                 cwd="/",
                 env=environment,
                 start_new_session=True,

@@ -14,6 +14,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from nsupervisor.json_codec import decode, encode
 from nsupervisor.linux.trusted_paths import TrustedDirectory
 from nsupervisor.logs import call_in_thread
 from nsupervisor.service.platform import cni_files, cni_plugins
+from nsupervisor.service.platform.plugin_cgroup import PluginCgroup
 
 DIRECTORY = "networks"
 """Below the state directory; in it, one directory for each service."""
@@ -114,6 +116,8 @@ class Networks:
     settings: NetworksConfig = attrs.field(factory=NetworksConfig)
     on_change: Callable[[], None] = lambda: None
     """Called when an instance has got addresses or has lost them."""
+    plugin_cgroup: PluginCgroup | None = None
+    """The cgroup in which plugins run; None: that of the service."""
     _attachments: dict[str, Attachment] = attrs.field(init=False, factory=dict)
     """By instance."""
     _pending: dict[str, float] = attrs.field(init=False, factory=dict)
@@ -284,15 +288,23 @@ class Networks:
 
     async def _run_plugin(self, command: str, plugin: Mapping[str, Any], attachment: Attachment, body: bytes) -> bytes:
         inherited = (self._lock_fd,)
-        return await cni_plugins.run_plugin(
-            command, plugin["type"], attachment.container_id, attachment.namespace, body, inherited
-        )
+        with self._cgroup_files() as files:
+            return await cni_plugins.run_plugin(
+                command, plugin["type"], attachment.container_id, attachment.namespace, body, inherited, files
+            )
+
+    def _cgroup_files(self) -> AbstractContextManager[tuple[str, ...]]:
+        return nullcontext(()) if self.plugin_cgroup is None else self.plugin_cgroup.entered()
 
     async def _remove_masquerading(self, attachment: Attachment) -> None:
         """Remove the rules that the plugins leave if the device in the workload has gone before DEL."""
+        with self._cgroup_files() as files:
+            await self._remove_masquerading_rules(attachment, files)
+
+    async def _remove_masquerading_rules(self, attachment: Attachment, files: Sequence[str]) -> None:
         chain = masquerade_chain(attachment.network.name, attachment.container_id)
         for program in ("iptables", "ip6tables"):
-            run = partial(cni_plugins.run_tool, inherited=(self._lock_fd,))
+            run = partial(cni_plugins.run_tool, inherited=(self._lock_fd,), cgroup_files=files)
             try:
                 rules = await run([program, "-w", "-t", "nat", "-S"])
             except NetworkError:  # without this program, or without such tables, the plugins have made no rules

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from nsupervisor.config.model import NetworksConfig
+from nsupervisor.cgroups import Cgroup, CgroupError
+from nsupervisor.config.model import NetworksConfig, Resources
 from nsupervisor.core.cni import NetworkError
 from nsupervisor.linux import joining, traffic_control
 from nsupervisor.service.platform import cni_plugins, networks
 from nsupervisor.service.platform.networks import Networks
+from nsupervisor.service.platform.plugin_cgroup import PluginCgroup
 from tests.needs import needs
 from tests.timing import deadline
 
@@ -48,9 +50,10 @@ class Site:
         network = {"cniVersion": "1.0.0", "name": "blue", "plugins": plugins}
         (directory / "blue.conflist").write_text(json.dumps(network))
 
-    def service(self) -> Networks:
+    def service(self, cgroup: PluginCgroup | None = None) -> Networks:
         settings = NetworksConfig(config_directory=str(self.directory))
-        return Networks(str(self.directory / "state"), "test", lambda name, text: self.warnings.append(text), settings)
+        warn = lambda name, text: self.warnings.append(text)  # noqa: E731
+        return Networks(str(self.directory / "state"), "test", warn, settings, plugin_cgroup=cgroup)
 
     def log(self) -> list[str]:
         """The commands and names of the plugins so far."""
@@ -110,6 +113,54 @@ async def test_a_bandwidth_is_for_the_plugin_that_limits_it(site: Site, monkeypa
     await service.attach("web", "blue", [], 1 << 20)
     assert [line.split()[5] for line in site.lines()] == ["0", "1"]
     await service.release("web")
+    service.close()
+
+
+async def test_a_plugin_runs_in_the_cgroup_of_plugins(site: Site) -> None:
+    """It writes 0 to each of its files before it is executed, and the cgroup is emptied after the last plugin."""
+    files = [site.directory / "cgroup.procs", site.directory / "tasks"]
+    (site.directory / "one").write_text(
+        PLUGIN.replace("body=", f"cat {files[0]} {files[1]} >{site.directory}/entered; body=")
+    )
+    calls: list[str] = []
+
+    class Place:
+        shown_path = path = str(site.directory)
+        join_files = (str(files[1]),)
+
+        def pids(self) -> list[int]:
+            return [1]
+
+        def kill(self) -> None:
+            calls.append("kill")
+
+    def make(name: str, limits: Resources) -> Cgroup:
+        calls.append(f"{name} {limits.memory_max} {limits.pids_max}")
+        return Place()  # type: ignore[return-value]
+
+    service = site.service(PluginCgroup(make, lambda name, text: site.warnings.append(text)))
+    await service.attach("web", "blue", [])
+    assert (site.directory / "entered").read_text() == "0\n0\n"
+    assert calls == [f"plugins {512 << 20} 512", "kill", "kill", "kill"]
+    await service.release("web")
+    assert site.log() == ADDED + REMOVED
+    (site.directory / "cgroup.procs").unlink()
+    (site.directory / "cgroup.procs").mkdir()
+    with pytest.raises(NetworkError, match=r"cgroup\.procs"):
+        await service.attach("web", "blue", [])
+    assert site.log() == ADDED + REMOVED, "nothing runs outside"
+    service.close()
+
+
+async def test_without_a_cgroup_plugins_run_and_it_is_reported(site: Site) -> None:
+    def refuse(name: str, limits: Resources) -> Cgroup:
+        raise CgroupError("there is no memory controller")
+
+    service = site.service(PluginCgroup(refuse, lambda name, text: site.warnings.append(text)))
+    await service.attach("web", "blue", [])
+    await service.release("web")
+    assert site.log() == ADDED + REMOVED
+    assert site.warnings == ["plugins of networks run without limits: there is no memory controller"]
     service.close()
 
 
