@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
@@ -62,6 +63,18 @@ class Network:
 
     def run(self, *command: str) -> str:
         return subprocess.run([*self.within, *command], check=True, capture_output=True, text=True).stdout
+
+    @contextmanager
+    def receiving(self) -> Iterator[subprocess.Popen[str]]:
+        """Run `RECEIVER`; it has its socket."""
+        command = [*self.within, "python3", "-c", RECEIVER]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "bound\n"
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def leases(self) -> list[str]:
         """The addresses that are reserved."""
@@ -221,3 +234,31 @@ def test_forwarding_is_not_switched_on_without_permission(network):
     assert "workload.web.namespaces.network: its plugin bridge would make this host forward packets" in found.stderr
     assert network.run("cat", "/proc/sys/net/ipv4/ip_forward") == "0\n"
     assert "blue0" not in network.devices()
+
+
+DATAGRAM = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+    sock.sendto(b"x", ("127.0.0.1", 9))
+"""
+RECEIVER = """
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("127.0.0.1", 9))
+    print("bound", flush=True)
+    print(sock.recvfrom(1)[0].decode())
+"""
+
+
+async def test_no_datagram_reaches_the_loopback_device_of_the_host(network):
+    """The plugin portmap let packets to 127.0.0.1 in. It still does when the rule of the program's network is gone."""
+    async with service(network.directory, network.toml, within=network.within) as it:
+        await it.record(event="started", workload="side")
+        of_program = ("nsenter", f"--net=/proc/{await it.pid('web')}/ns/net")
+        with network.receiving() as receiver:
+            refused = await it.cli_result("exec", "side", "--", "python3", "-c", DATAGRAM)
+            assert b"Operation not permitted" in refused.stderr
+            await trio.run_process([*of_program, "iptables", "-F", "OUTPUT"])
+            await it.cli("exec", "side", "--", "python3", "-c", DATAGRAM)
+            assert receiver.communicate(timeout=deadline(20))[0] == "x\n"

@@ -255,6 +255,22 @@ class Networks:
             except NetworkError as error:
                 raise NetworkError(f"plugin {plugin['type']}: {error}") from None
         await self._save(attachment)
+        if "portMappings" in attachment.runtime:
+            await self._refuse_loopback(attachment)
+
+    async def _refuse_loopback(self, attachment: Attachment) -> None:
+        """Drop what leaves the namespace for 127.0.0.0/8, by a rule of its own firewall, which ends with it.
+
+        So that ports of 127.0.0.1 can be published, the plugin portmap has the host take packets to that address from
+        the network (route_localnet, ip-sysctl). Any program may send them, bound to its device (SO_BINDTODEVICE).
+        """
+        enter = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{attachment.namespace}"]
+        rule = ["-A", "OUTPUT", "!", "-o", "lo", "-d", "127.0.0.0/8", "-j", "DROP"]
+        try:
+            await cni_plugins.run_tool([*enter, "iptables", "-w", *rule], (self._lock_fd,))
+        except NetworkError as error:
+            text = "cannot keep the program from the loopback device of the host, which published ports open to it; "
+            raise NetworkError(f"{text}install iptables: {error}") from None
 
     async def _undo(self, instance: str) -> bool:
         """Run DEL of each plugin that may have done something, the last one first; return whether all is undone."""
