@@ -504,7 +504,7 @@ def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confli
             "exec": probe.exec_ or None,
         }
         if isinstance(probe, ReadinessConfig):
-            ways |= {"log": probe.log}
+            ways |= {"log": probe.log, "fd": probe.fd}
         given = [way for way, value in ways.items() if value is not None]
         if len(given) != 1:
             number = "several" if given else "none"
@@ -534,7 +534,7 @@ def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confli
 def _own_report_conflicts(
     workload: WorkloadConfig, probe: ReadinessConfig, way: str, path: KeyPath
 ) -> Iterator[Conflict]:
-    """Check a readiness that the program itself reports, by a line of its output."""
+    """Check a readiness that the program itself reports, by a line of its output or a newline on a descriptor."""
     table = (*path, "readiness")
     fields = attrs.fields_dict(ReadinessConfig)
     for key in ASKING_KEYS:
@@ -543,6 +543,10 @@ def _own_report_conflicts(
                 f"is for probes that are sent again and again, and {way} waits for what the program writes; remove it"
             )
             yield Conflict((*table, key), text, ((*table, way),))
+    first_free = 3 + len(workload.sockets) + workload.file_descriptor_store_max
+    if probe.fd is not None and probe.fd < first_free:
+        text = f"may be the number of one of its sockets or stored descriptors; write {first_free} or more"
+        yield Conflict((*table, "fd"), text, ((*path, "sockets"), (*path, "file_descriptor_store_max")))
     if workload.startup is not None:
         text = (
             f"and readiness.{way} both say when it has started; remove one of them (timeout_start_sec limits a start)"

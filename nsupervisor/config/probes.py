@@ -46,6 +46,7 @@ def _interval(value: Any) -> float:
 
 
 _PORT = kinds.integer(1, 65535, 8080)
+_FD = kinds.integer(3, 1023, 3)
 _PATH = matching(_PATH_PATTERN, 'is not the path of a URL in ASCII; write for example "/healthz"')
 _HOST = matching(_HOST_PATTERN, f'is not an IP address or a host name; write for example "{LOOPBACK}"')
 _TOKEN = matching(_NAME_PATTERN, 'is not the name of a header; write for example "Host"')
@@ -128,10 +129,15 @@ class ReadinessConfig(ProbeConfig):
         ),
     )
 
+    fd: int | None = field(
+        default=None,
+        metadata=key(_FD, "in place of a probe: a newline that the program writes to this descriptor, as with s6"),
+    )
+
     @property
     def is_own_report(self) -> bool:
         """Whether the program itself says that it is ready, once, so that nothing is asked."""
-        return self.log is not None
+        return self.log is not None or self.fd is not None
 
 
 ASKING_KEYS = (

@@ -45,6 +45,7 @@ _EVENTS = ("hello", "child", "held", "execed", "ended", "entered", "left")
 _RETRY_DELAY_S = 0.005
 _CONNECT_TIMEOUT_S = 1  # a cancellation waits for it
 _SPAWNED_FDS = 2  # pipes
+_WITH_DESCRIPTORS = range(_SPAWNED_FDS, _SPAWNED_FDS + 3)  # and a notify socket, and the pipe of the readiness
 _MAX_SOCKET_PATH = 107  # bytes, unix(7)
 _MAX_BATCH = 32
 """Requests in one message: while thousands stop, the keeper begins with the first ones before the last are made."""
@@ -140,6 +141,7 @@ _SECURITY_KEYS = (
 _NO_ENTER = "the keeper is of an earlier version, which cannot do that; run: nsupervisor upgrade"
 _NO_JOIN = "the keeper is of an earlier version, which cannot join namespaces; run: nsupervisor upgrade"
 _NO_HOLD = "the keeper is of an earlier version, which cannot pass sockets on; run: nsupervisor upgrade"
+_NO_READINESS_FD = "the keeper is of an earlier version, which does not know readiness.fd; run: nsupervisor upgrade"
 _NO_SECURITY = (
     "the keeper is of an earlier version, which does not know the keys of the table security; run: nsupervisor upgrade"
 )
@@ -208,6 +210,8 @@ class Keeper:
         is_required = known.pop("requires_security", False)
         if known.get("descriptors") and "hold" not in self.features:
             raise SpawnError("descriptors", _NO_HOLD, errno.EOPNOTSUPP)
+        if "readiness_fd" in known and "readiness-fd" not in self.features:
+            raise SpawnError("descriptors", _NO_READINESS_FD, errno.EOPNOTSUPP)
         if "security" in self.features:
             await self._send_filters(known.get("filters", ()))
         elif is_required:
@@ -215,14 +219,15 @@ class Keeper:
         else:
             known = _without_security(known)
         # A single start does not wait for others.
-        may_gather = self._spawn_count > 0 and not fds and "batch-spawn" in self.features
+        has_readiness = "readiness_fd" in known  # its pipe would be one descriptor too many for a message of a batch
+        may_gather = self._spawn_count > 0 and not (fds or has_readiness) and "batch-spawn" in self.features
         self._spawn_count += 1
         try:
             call = await self._call({"do": "spawn", "spec": known}, SpawnError, while_waiting, fds, may_gather)
         finally:
             self._spawn_count -= 1
         assert call.reply is not None
-        if len(call.fds) != _SPAWNED_FDS:  # the program runs, but its output could not be read
+        if len(call.fds) != _SPAWNED_FDS + has_readiness:  # the program runs, but its output could not be read
             protocol.close_all(call.fds)
             await self.signal(spec["id"], signal.SIGKILL)
             text = f"cannot take the program's descriptors: {os.strerror(errno.EMFILE)}"
@@ -268,16 +273,20 @@ class Keeper:
         first_process: tuple[int, int],
         program_pid: int,
         fds: Sequence[int],
+        has_readiness: bool = False,
     ) -> None:
         """Make this keeper monitor a running program whose own keeper is dead.
 
         `first_process` identifies the first process: its pid and its start time (clock ticks since boot). `program_pid`
         is the program's pid. `fds` are the program's pidfd, the read ends of both pipes, and optionally the notify
-        socket; the keeper gets duplicates. Raises RefusedError if the keeper already has the id.
+        socket; `has_readiness`: then also the pipe of the readiness. The keeper gets duplicates. Raises RefusedError if
+        the keeper already has the id.
         """
         pid, started = first_process
         fields = {"id": id, "name": id.rpartition("#")[0], "pid": pid, "started": started, "program": program_pid}
         fields["with_init"] = pid != program_pid
+        if has_readiness:
+            fields["readiness"] = True
         await self._call({"do": "adopt", **fields}, fds=fds)
 
     async def set_main(self, id: str, process: tuple[int, int], pidfd: int) -> None:  # noqa: A002
@@ -359,7 +368,7 @@ class Keeper:
 
         A supervisor that restarts calls it. `without_descriptors`: their descriptors are -1.
         """
-        call = await self._call({"do": "list", "ids": ids, "bare": without_descriptors})
+        call = await self._call({"do": "list", "ids": ids, "bare": without_descriptors, "readiness": True})
         return call.children
 
     async def hold(self, key: str, fd: int) -> None:
@@ -451,7 +460,7 @@ class Keeper:
             del self._pending[number]
         if call.reply is None:
             for child in call.children:
-                protocol.close_all([fd for fd in (child.stdout, child.stderr, child.notify) if fd >= 0])
+                protocol.close_all([fd for fd in _descriptors_of(child) if fd >= 0])
             protocol.close_all([*call.held.values()])
             raise KeeperLost(self._loss_reason)
         if self.on_answer is not None:
@@ -543,7 +552,7 @@ class Keeper:
         match message:
             case {"event": "child", "reply": number}:
                 call = self._pending.get(number)
-                if call is None or len(fds) not in (0 if call.without_descriptors else _SPAWNED_FDS, _SPAWNED_FDS + 1):
+                if call is None or len(fds) not in ((0,) if call.without_descriptors else _WITH_DESCRIPTORS):
                     protocol.close_all(fds)
                 else:
                     call.children.append(_decode_child(message, fds))
@@ -608,7 +617,14 @@ def _decode_failure(value: dict[str, Any] | None) -> SetupFailure | None:
     return None if value is None else SetupFailure(value["step"], value["message"], value["errno"])
 
 
+def _descriptors_of(child: Child) -> tuple[int, ...]:
+    return child.stdout, child.stderr, child.notify, child.readiness
+
+
 def _decode_child(message: dict[str, Any], fds: Sequence[int]) -> Child:
+    readiness = -1
+    if fds and message.get("readiness"):
+        *fds, readiness = fds
     stdout, stderr, *notify = fds or (-1, -1)
     return Child(
         message["id"],
@@ -619,7 +635,8 @@ def _decode_child(message: dict[str, Any], fds: Sequence[int]) -> Child:
         message["program"],
         message["status"],
         _decode_failure(message["failure"]),
-        *notify,
+        notify[0] if notify else -1,
+        readiness,
     )
 
 

@@ -36,6 +36,7 @@ class KeeperConnection(Protocol):
         first_process: tuple[int, int],
         program_pid: int,
         fds: Sequence[int],
+        has_readiness: bool = False,
     ) -> None: ...
     async def set_main(self, id: str, process: tuple[int, int], pidfd: int) -> None: ...  # noqa: A002
     async def listen_again(self, runtime_directory: str | Path) -> bool: ...

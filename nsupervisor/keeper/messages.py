@@ -44,6 +44,8 @@ class Spawned:
     stdout: int
     """The read end of a pipe, non-blocking; so is `stderr`."""
     stderr: int
+    readiness: int = -1
+    """The read end of the pipe for the newline of its readiness, non-blocking; -1 if it has none."""
 
 
 @attrs.frozen
@@ -62,6 +64,8 @@ class Child:
     failure: SetupFailure | None
     notify: int = -1
     """The notify socket that came with "spawn"; -1 if there was none."""
+    readiness: int = -1
+    """The read end of the pipe for the newline of its readiness; -1 if there is none."""
 
 
 @attrs.frozen

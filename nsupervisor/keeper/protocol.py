@@ -43,7 +43,10 @@ are sent with "spawn", before the notify socket.) "enter" is sent with its stand
 "hold": the number "held" in "hello"; the requests "hold" (a descriptor under a "key"), "release" ("keys") and "held";
 and in a "spec" the key "descriptors", pairs of such a key and a name: the program gets these from descriptor 3 on, with
 LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as in sd_listen_fds(3). With the feature "batch-spawn": up to eight requests
-"spawn" in a "batch", and the key "fds" of its replies.
+"spawn" in a "batch", and the key "fds" of its replies. With the feature "readiness-fd": in a "spec" the key
+"readiness_fd", the number of a descriptor to which the program writes a newline when it is ready. The keeper makes that
+pipe. Its read end is the last descriptor of the reply to "spawn", with the key "readiness" also of "adopt", and of
+"child" if "list" has it.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class ReconnectingKeeper:
                 raise
             if child.notify >= 0:
                 self._keeper.close_descriptors([child.notify])
-            return Spawned(child.id, child.pid, child.stdout, child.stderr)
+            return Spawned(child.id, child.pid, child.stdout, child.stderr, child.readiness)
 
     async def enter(self, into: str | None, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
         """Call `Keeper.enter`, which is not repeated after a loss. Raises KeeperLost, too."""
@@ -224,7 +224,7 @@ class ReconnectingKeeper:
 
     def _close_unclaimed(self) -> None:
         for child in self._unclaimed.values():
-            fds = (child.stdout, child.stderr, child.notify)
+            fds = (child.stdout, child.stderr, child.notify, child.readiness)
             self._keeper.close_descriptors([fd for fd in fds if fd >= 0])
         self._unclaimed = {}
 

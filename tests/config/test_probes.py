@@ -33,6 +33,13 @@ def problems(*lines: str) -> str:
             ["readiness = { log = 'ready' }", "startup = { tcp_socket = { port = 1 } }"],
             "and readiness.log both say when it has started; remove one of them",
         ),
+        (["readiness = { fd = 2 }"], "readiness.fd"),
+        (["readiness = { fd = 3, log = 'ready' }"], "has several of http_get, tcp_socket, exec, log and fd"),
+        (["readiness = { fd = 3, timeout_sec = 5 }"], "is for probes that are sent again and again, and fd waits"),
+        (
+            ["readiness = { fd = 3 }", 'sockets = [{ listen_stream = "127.0.0.1:80" }]'],
+            "may be the number of one of its sockets or stored descriptors; write 4 or more",
+        ),
         (['type = "notify"', "readiness = { log = 'ready' }"], 'and type = "notify" both say when it is ready'),
         (['type = "oneshot"', "readiness = { log = 'ready' }"], "is for programs that keep running"),
     ],

@@ -381,7 +381,9 @@ class Connection:
         first_process: tuple[int, int],
         program_pid: int,
         fds: Sequence[int],
+        has_readiness: bool = False,
     ) -> None:
+        assert not has_readiness
         files = [self._life.fds[fd] for fd in fds]
         await self._call("adopt", lambda: self._keeper.adopt(id, program_pid, files))
 

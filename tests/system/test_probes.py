@@ -1,6 +1,7 @@
 """Probes of real programs: the program answers as a file says, so that the test decides when it is sick."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ command = ["/usr/bin/python3", "{server}", "{port}", "{sick}"]
 namespaces = {{ network = {network} }}
 restart = "always"
 restart_sec = 0
+[workload.web.startup]  # the liveness probe must not end a program that starts slowly
+tcp_socket = {{ port = {port} }}
+period_sec = "100ms"
+timeout_sec = "5s"
+failure_threshold = 1000
 [workload.web.readiness]
 http_get = {{ port = {port} }}
 period_sec = "100ms"
@@ -127,3 +133,43 @@ async def test_a_command_that_does_not_exist_fails_and_says_so(tmp_path: Path) -
         record = await it.record(event="probe", workload="web", probe="liveness")
         assert record["message"].startswith("cannot execute /no/such: No such file or directory")
         await it.record(event="state", workload="web", to="failed")
+
+
+REPORT = """
+[workload.web]
+command = ["sh", "-c", "until test -e {go}; do sleep 0.02; done; {report}; exec sleep 1000"]
+namespaces = {{ pid = {pid} }}
+restart = "no"
+{log}
+[workload.web.readiness]
+{readiness}
+"""
+LINE = ("log = 'listening on [0-9]+$'", "echo listening on 80", "a line of its output: listening on 80")
+NEWLINE = ("fd = 5", "echo >&5", "a newline on descriptor 5")
+
+
+@pytest.mark.parametrize(
+    ("way", "log", "pid"),
+    [
+        (NEWLINE, "", "true"),
+        (NEWLINE, "", "false"),
+        (LINE, "", "true"),
+        (LINE, 'log = { stdout = "file", format = "raw" }', "false"),
+    ],
+)
+@needs("module:re2")
+async def test_what_a_program_reports_while_no_service_runs_is_not_lost(
+    tmp_path: Path, way: tuple[str, str, str], log: str, pid: str
+) -> None:
+    readiness, report, message = way
+    toml = REPORT.format(go=tmp_path / "go", report=report, pid=pid, log=log, readiness=readiness)
+    async with service(tmp_path, toml, status=-signal.SIGKILL) as it:
+        pid_ = await it.pid("web")
+        assert not (await it.status("web"))["ready"]
+        it.process.kill()
+        await it.process.wait()
+    (tmp_path / "go").touch()
+    async with service(tmp_path, toml) as it:
+        assert (await it.record(event="probe", workload="web", passes=True))["message"] == message
+        await it.record(event="state", workload="web", to="ready")
+        assert (await it.status("web"))["pid"] == pid_

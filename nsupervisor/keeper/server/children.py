@@ -59,6 +59,7 @@ class Child:
         "program_pid",
         "program_pidfd",
         "queued_signals",
+        "readiness",
         "refill_kind",
         "report",
         "start_ticks",
@@ -79,6 +80,7 @@ class Child:
         self.stdout = fds.stdout
         self.stderr = fds.stderr
         self.notify = -1
+        self.readiness = -1  # the read end of the pipe for the newline that says that it is ready
         self.report: socket.socket | None = fds.report
         self.program_pid = 0 if spec.has_init else pid
         self.program_pidfd = -1
@@ -94,14 +96,16 @@ class Child:
         """Create the entry of a running child of a previous keeper, from the request "adopt".
 
         The entry takes over the descriptors: the program's pidfd, the read ends of both pipes, and optionally the
-        notify socket. `started` in the request is the start time of the first process, in clock ticks since boot:
-        it identifies the process, which is not a child of this keeper.
+        notify socket; with the key "readiness" then also the pipe of the readiness. `started` in the request is the
+        start time of the first process, in clock ticks since boot: it identifies the process, which is not a child of
+        this keeper.
         """
         self = cls.__new__(cls)
         self.id, self.name, self.has_init = request["id"], request["name"], request["with_init"]
         self.is_tree = self.has_init and not processes.is_namespace_init(request["pid"])
         self.pid, self.start_ticks, self.program_pid = request["pid"], request["started"], request["program"]
         self.program_pidfd, self.stdout, self.stderr = fds[:3]
+        self.readiness = fds.pop() if request.get("readiness") is True else -1
         self.notify = fds[3] if len(fds) > 3 else -1
         self.report, self.refill_kind = None, None
         self.is_ready = self.has_execed = True
@@ -131,13 +135,14 @@ class Child:
             "wanted": 0 if self.refill_kind is None else self.refill_kind.flags,
             "with_init": self.has_init,
             **({"tree": True} if self.is_tree else {}),
+            **({"readiness": self.readiness} if self.readiness >= 0 else {}),
             **({"main": True} if self.has_other_main else {}),
         }
 
     def inherit(self, inheritable: bool) -> None:
         """Set whether the child's descriptors survive an exec."""
         report = -1 if self.report is None else self.report.fileno()
-        for fd in (self.program_pidfd, self.stdout, self.stderr, self.notify, report):
+        for fd in (self.program_pidfd, self.stdout, self.stderr, self.notify, self.readiness, report):
             if fd >= 0:
                 os.set_inheritable(fd, inheritable)
 
@@ -155,6 +160,7 @@ class Child:
         self.id = entry["id"]
         self.name = entry["name"]
         self.notify = entry["notify"]
+        self.readiness = entry.get("readiness", -1)
         self.pid = entry["pid"]
         self.program_pid = entry["program_pid"]
         self.program_pidfd = entry["program_pidfd"]
@@ -305,10 +311,10 @@ class Child:
         if self.report is not None:
             self.report.close()
             self.report = None
-        for fd in (self.program_pidfd, self.stdout, self.stderr, self.notify):
+        for fd in (self.program_pidfd, self.stdout, self.stderr, self.notify, self.readiness):
             if fd >= 0:
                 os.close(fd)
-        self.program_pidfd = self.stdout = self.stderr = self.notify = -1
+        self.program_pidfd = self.stdout = self.stderr = self.notify = self.readiness = -1
 
 
 def is_tree(spec: Spec) -> bool:

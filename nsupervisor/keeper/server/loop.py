@@ -38,7 +38,7 @@ from nsupervisor.keeper.server.exit_channel import ExitChannel
 from nsupervisor.keeper.server.records import RefusalLog, log_defect
 from nsupervisor.keeper.server.zygote import Kind, Zygote
 from nsupervisor.keeper.setup import steps as setup
-from nsupervisor.keeper.setup.descriptors import FIRST_FREE_FD, ReserveFds
+from nsupervisor.keeper.setup.descriptors import FIRST_FREE_FD, ReserveFds, open_readiness_pipe
 from nsupervisor.keeper.setup.spec import Spec, SpecError
 from nsupervisor.linux import processes, syscalls
 from nsupervisor.linux.peers import PeerRefused, Policy
@@ -68,6 +68,7 @@ FEATURES = (
         "main",
         "process-tree",
         "protect",
+        "readiness-fd",
         "security",
     ),
 )
@@ -462,7 +463,7 @@ class Keeper:
                 raise SpawnError("descriptors", f"the keeper does not hold {key}", errno.ENOENT)
         spec.passed_fds = [self.held[key] for key, _ in spec.descriptors]
         self._end_lingering(spec.name)
-        child = spawn(spec, self.zygote)
+        child = self._spawn_child(spec)
         self.children[child.id] = child
         self.processes[child.pid] = child
         assert child.report is not None
@@ -472,7 +473,28 @@ class Keeper:
         if child.refill_kind is not None and self.zygote.is_urgent:
             self.pending_refills.add(child.refill_kind)
             child.refill_kind = None
-        return {"pid": child.pid}, (child.stdout, child.stderr)
+        readiness = (child.readiness,) if child.readiness >= 0 else ()
+        return {"pid": child.pid}, (child.stdout, child.stderr, *readiness)
+
+    def _spawn_child(self, spec: Spec) -> Child:
+        """Create a child, with the pipe of its readiness if it has one. Raises as `spawn`."""
+        if spec.readiness_fd < 0:
+            return spawn(spec, self.zygote)
+        try:
+            reader, writer = open_readiness_pipe()
+        except OSError as error:
+            text = f"cannot make a pipe: {error.strerror}"
+            raise SpawnError("descriptors", text, error.errno or 0) from None
+        spec.passed_fds.append(writer)
+        try:
+            child = spawn(spec, self.zygote)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        child.readiness = reader
+        return child
 
     def _enter(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Start a process in the namespaces of a child's program, with the standard streams that come with it."""
@@ -550,8 +572,9 @@ class Keeper:
         """Monitor a program whose own keeper is dead. It is not a child of this keeper."""
         if _child_id(message) in self.children:
             raise RequestError(f"{_child_id(message)} is here already")
-        if len(fds) not in (_ADOPTED_FDS, _ADOPTED_FDS + 1):
-            raise RequestError(f'"adopt" needs {_ADOPTED_FDS} or {_ADOPTED_FDS + 1} descriptors, not {len(fds)}')
+        count = _ADOPTED_FDS + (message.get("readiness") is True)
+        if len(fds) not in (count, count + 1):
+            raise RequestError(f'"adopt" needs {count} or {count + 1} descriptors, not {len(fds)}')
         if not isinstance(message.get("name"), str) or type(message.get("with_init")) is not bool:
             raise RequestError('"adopt" needs a "name" and "with_init"')
         for key in ("pid", "started", "program"):
@@ -627,7 +650,7 @@ class Keeper:
         return {}, ()
 
     def _list(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-        ids, bare = message.get("ids") or [], bool(message.get("bare"))
+        ids, bare, has_readiness = message.get("ids") or [], bool(message.get("bare")), bool(message.get("readiness"))
         if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
             raise RequestError('"ids" is not a list of texts')
         for child in [self.children[id_] for id_ in ids if id_ in self.children] if ids else self.children.values():
@@ -640,6 +663,8 @@ class Keeper:
                 "failure": child.failure,
             }
             child_fds = () if bare else (child.stdout, child.stderr, *([child.notify] if child.notify >= 0 else ()))
+            if has_readiness and not bare and child.readiness >= 0:
+                child_fds, entry["readiness"] = (*child_fds, child.readiness), True
             self._send({"event": "child", "reply": message.get("request"), **entry}, child_fds)
         return {}, ()
 

@@ -128,6 +128,13 @@ def gather(fds: Sequence[int], first: int, inheritable: bool = False) -> list[in
     return list(range(first, first + len(fds)))
 
 
+def open_readiness_pipe() -> tuple[int, int]:
+    """Return the read end, which does not block, and the program's end of the pipe for the newline of readiness."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return reader, _reopen_read_write(writer)
+
+
 def credentials_socket(fd: int) -> socket.socket:
     """Wrap the keeper's end, and have the kernel add the sender's pid to each message (SO_PASSCRED, unix(7))."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fd)

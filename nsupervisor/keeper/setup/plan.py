@@ -193,7 +193,7 @@ def is_possible(spec: Spec) -> bool:
         or spec.credentials
         or spec.name_files
         or spec.joins
-        or spec.descriptors
+        or spec.passed_fds
         or spec.flags & CLONE_NEWUSER
         or len(shown) > _MAX_SHOWN
     ):

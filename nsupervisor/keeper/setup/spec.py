@@ -37,6 +37,9 @@ class SpecError(Exception):
     """The specification is not valid; the text names the key."""
 
 
+MAX_READINESS_FD = 1023
+
+
 class Spec:
     """A program to start. Paths and texts are bytes if system calls need bytes."""
 
@@ -78,6 +81,7 @@ class Spec:
         "passed_fds",
         "path",
         "process_tree",
+        "readiness_fd",
         "report",
         "rlimits",
         "root",
@@ -163,7 +167,11 @@ class Spec:
         self.cgroup_procs: list[str] = pop("cgroup_procs", _paths, [])
         # (key of a descriptor that the keeper holds, its name in LISTEN_FDNAMES), from descriptor 3 on.
         self.descriptors: list[tuple[str, str]] = pop("descriptors", _descriptors, [])
-        # The numbers that these have in this process.
+        # The program writes a newline to this descriptor when it is ready; -1: it has none.
+        self.readiness_fd: int = pop("readiness_fd", _integer, -1)
+        if self.readiness_fd != -1 and not 3 + len(self.descriptors) <= self.readiness_fd <= MAX_READINESS_FD:
+            raise SpecError(f"readiness_fd: a number from {3 + len(self.descriptors)} to {MAX_READINESS_FD} is wanted")
+        # The numbers that these have in this process, and then that of the descriptor for the newline.
         self.passed_fds: list[int] = []
         if pop("stdin", _nonempty_text, "null") != "null":
             raise SpecError('stdin: only "null" is possible')

@@ -509,16 +509,22 @@ class SetupRun:
 
         As the last step before the program is executed: the numbers are those of other descriptors until then.
         """
-        if not spec.descriptors:
+        if not spec.passed_fds:
             return
-        self.step, count = "pass_descriptors", len(spec.passed_fds)
+        self.step, count = "pass_descriptors", len(spec.descriptors)
         try:
             # A number above the program's. Closed by execve, which tells the keeper that it has succeeded.
-            self.report_fd = fcntl.fcntl(self.report_fd, fcntl.F_DUPFD_CLOEXEC, FIRST_PASSED_FD + count)
+            first_free = max(FIRST_PASSED_FD + len(spec.passed_fds), spec.readiness_fd + 1)
+            self.report_fd = fcntl.fcntl(self.report_fd, fcntl.F_DUPFD_CLOEXEC, first_free)
             gather(spec.passed_fds, FIRST_PASSED_FD, inheritable=True)
+            if spec.readiness_fd > FIRST_PASSED_FD + count:
+                os.dup2(FIRST_PASSED_FD + count, spec.readiness_fd)
+                os.close(FIRST_PASSED_FD + count)
         except OSError as error:
-            hint = "limit_nofile is too low for so many descriptors"
-            raise step_error("pass the sockets", error, hint) from None
+            hint = "limit_nofile is too low for these descriptors"
+            raise step_error("pass the descriptors", error, hint) from None
+        if not count:
+            return
         spec.env[b"LISTEN_FDS"] = str(count).encode()
         spec.env[b"LISTEN_PID"] = str(os.getpid()).encode()  # as the program sees itself
         spec.env[b"LISTEN_FDNAMES"] = ":".join(name for _, name in spec.descriptors).encode()

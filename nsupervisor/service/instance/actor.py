@@ -1180,7 +1180,8 @@ class Actor:
             from nsupervisor.service.instance.probes import Probes  # few workloads have probes
 
             self._probes = Probes(
-                self.name, self.context, self.log, self.counters, self.post, self._exec_spec, self.output
+                *(self.name, self.context, self.log, self.counters, self.post, self._exec_spec, self.output),
+                self.program.open_readiness_pipe,
             )
         self._probes.update(self.lifecycle, self.workload, self.program.pidfd)
 

@@ -16,6 +16,7 @@ from nsupervisor.core import events
 from nsupervisor.core.lifecycle import PROBED, Lifecycle, reports_readiness
 from nsupervisor.core.probes import ProbeResult, ProbeState, begin, handle_result
 from nsupervisor.core.states import State
+from nsupervisor.logs import Pipe
 from nsupervisor.metrics.counters import Counters
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.log import InstanceLog
@@ -49,6 +50,32 @@ _AWAITS_LINE = State.STARTING, State.RUNNING, State.FROZEN
 """The states in which a line of the output may still say that the program is ready."""
 
 
+MAX_BYTES_WITHOUT_NEWLINE = 64 << 10
+
+
+async def read_newline(pipe: Pipe, number: int) -> ProbeResult | None:
+    """Wait for a newline, as s6 does; return None if the pipe ends without one, as at the end of the program.
+
+    Race: the service may be killed before it is saved that the program is ready. So the newline stays in the pipe.
+    `number`: the program's number of the descriptor, for the text of a failure.
+    """
+    total = 0
+    while total <= MAX_BYTES_WITHOUT_NEWLINE:
+        await pipe.wait_readable()
+        try:
+            data = pipe.peek(MAX_BYTES_WITHOUT_NEWLINE)
+        except BlockingIOError:
+            continue
+        if b"\n" in data:
+            return ProbeResult(True, f"a newline on descriptor {number}")
+        if not data:
+            return None
+        pipe.discard(len(data))
+        total += len(data)
+    size = MAX_BYTES_WITHOUT_NEWLINE >> 10
+    return ProbeResult(False, f"more than {size} KiB without a newline on descriptor {number}; no more is read")
+
+
 @attrs.define(eq=False)
 class Probes:
     """Runs the probes of one instance while its program runs.
@@ -63,6 +90,8 @@ class Probes:
     post: Callable[[events.Event], None]
     exec_spec: MakeSpec
     output: Output
+    open_readiness_pipe: Callable[[], int]
+    """Returns a descriptor of the pipe on which the program says that it is ready, for the caller; -1: none."""
     latest: dict[ProbeKind, LatestResult] = attrs.field(init=False, factory=dict)
     """The latest results of the probes of the present generation."""
     _running: tuple[object, ...] | None = attrs.field(init=False, default=None)
@@ -145,16 +174,31 @@ class Probes:
             if not subject.is_ready:  # a probe that the configuration does not have any more has failed
                 self.post(events.Ready(subject.generation))
             return
-        if not subject.becomes_ready or (watch := self.output.watch_lines(subject.generation)) is None:
-            return  # it was started without this, and may have said so long ago
         began = trio.current_time()
-        line = await watch.wait_found()
+        result = await self._receive_report(subject, config)
+        if result is None:
+            return
         took_s = trio.current_time() - began
-        result = ProbeResult(True, f"a line of its output: {line}")
         state = handle_result(begin("readiness", config, began), result, config, trio.current_time())
         self.latest["readiness"] = LatestResult(state, result, took_s)
         self.counters.count_probe("readiness", True)
         self._report(subject.generation, "readiness", state, result, took_s)
+
+    async def _receive_report(self, subject: _Subject, config: ReadinessConfig) -> ProbeResult | None:
+        """Return the report of the program; None if it was started without a way to give one."""
+        if not subject.becomes_ready:
+            return None
+        if config.fd is not None:
+            if (fd := self.open_readiness_pipe()) < 0:
+                return None
+            pipe = self.context.kernel.open_pipe(fd)
+            try:
+                return await read_newline(pipe, config.fd)
+            finally:
+                pipe.stop_waiting()
+                pipe.close()
+        watch = self.output.watch_lines(subject.generation)
+        return None if watch is None else ProbeResult(True, f"a line of its output: {await watch.wait_found()}")
 
     async def _probe(self, subject: _Subject, kind: ProbeKind, config: ProbeConfig, state: ProbeState) -> ProbeState:
         """Wait until the next probe is due, send it, and report a new verdict; return the state after it."""

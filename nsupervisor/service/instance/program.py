@@ -86,6 +86,8 @@ class Program:
     _notify_fd: int = attrs.field(init=False, default=-1)
     """The notify socket, or -1."""
     _notify_path: Path | None = attrs.field(init=False, default=None)
+    _readiness_fd: int = attrs.field(init=False, default=-1)
+    """The pipe on which the program says that it is ready, or -1."""
     _directories: Sequence[Mapping[str, Any]] = attrs.field(init=False, default=())
     """The directories that were made for it."""
     _notifications: NotificationReader | None = attrs.field(init=False, default=None)
@@ -146,6 +148,8 @@ class Program:
         further: dict[str, Any] = {"env": {**spec["env"], "DEBUG_INVOCATION": "1"}} if is_debug else {}
         if stored:
             further["descriptors"] = [*spec.get("descriptors", ()), *self.context.stores.passed(self.name)]
+        if workload.readiness is not None and workload.readiness.fd is not None:
+            further["readiness_fd"] = workload.readiness.fd
         join_fds = await open_joined(self.name, workload, self.context) if "joins" in spec else []
         if "name_files" in spec:
             try:
@@ -166,6 +170,7 @@ class Program:
             self.close(*join_fds)
         cgroup.track(spawned.pid)
         self.forget_process()
+        self._readiness_fd = spawned.readiness
         self.pid, self.watchdog_sec, self.is_outdated = spawned.pid, watchdog_sec, False
         self.start_revision = START_REVISION
         self.spawn_digest = digest.digest(spawn_inputs(spec, workload.security))
@@ -252,10 +257,12 @@ class Program:
         members, kernel = cgroup.pids(), self.context.kernel.processes
         pipes = [kernel.open_pipe(inode, members) if inode else -1 for inode in process.pipes]
         pipes = [fd if fd >= 0 else kernel.open_ended_pipe() for fd in pipes]
-        notify = [self._notify_fd] if self._notify_fd >= 0 else []
-        first = process.first.pid, process.first.start_ticks
+        own = [fd for fd in (self._notify_fd, self._readiness_fd) if fd >= 0]
+        first, has_readiness = (process.first.pid, process.first.start_ticks), self._readiness_fd >= 0
         try:
-            await self.context.keeper.direct.adopt(id_, first, process.program.pid, [pidfd, *pipes, *notify])
+            await self.context.keeper.direct.adopt(
+                id_, first, process.program.pid, [pidfd, *pipes, *own], has_readiness
+            )
         finally:
             self.close(*pipes)
 
@@ -287,9 +294,14 @@ class Program:
     # ---- sd_notify(3)
 
     def close_notify_socket(self) -> None:
-        """Close the notify socket, if there is one."""
+        """Close the notify socket, and the pipe of the readiness, if there are any."""
         self._notify_resources.close()
-        self._notify_fd, self._notifications = -1, None
+        self.close(self._readiness_fd)
+        self._notify_fd, self._readiness_fd, self._notifications = -1, -1, None
+
+    def open_readiness_pipe(self) -> int:
+        """Return a duplicate of the pipe on which the program says that it is ready, or -1; the caller closes it."""
+        return -1 if self._readiness_fd < 0 else self.context.kernel.processes.duplicate(self._readiness_fd)
 
     def read_notifications(self) -> bool:
         """Handle the notify messages that have arrived; return whether the program has ever reported that it is ready.
@@ -390,6 +402,7 @@ class Program:
         self._pipe_inodes = self._inodes(child.stdout, child.stderr)
         if child.notify >= 0:  # also of a program that has ended: it may have reported before that it was ready
             self._open_notify_socket(generation, self._watchdog_in_force(workload), fd=child.notify)
+        self._readiness_fd = child.readiness
         if child.program_pid is None:
             self.is_being_set_up = child.status is None
             self.forget_process()

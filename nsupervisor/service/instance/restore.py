@@ -62,7 +62,7 @@ def _attach_child(actor: Actor, saved: InstanceCheckpoint | None, child: Child, 
     actor.output.expect(Spawned(child.id, child.pid, child.stdout, child.stderr))
     if child.id != actor.id or not lifecycle.is_alive or lifecycle.exit is not None:
         actor.output.begin(number, child.program_pid)
-        actor.program.close(child.notify)
+        actor.program.close(child.notify, child.readiness)
         return
     actor.cgroup.track(child.pid)
     if actor.program.attach_child(child, actor.workload, number, lifecycle.state is State.STARTING):
@@ -119,7 +119,10 @@ async def reattach(actor: Actor, keeper: KeeperConnection, without_descriptors: 
         if pidfd >= 0 and is_running and not processes.has_ended(pidfd):
             notify = program.notify_fd(actor.workload, actor.lifecycle, actor.cgroup, without_descriptors)
             first = process.first.pid, process.first.start_ticks
-            await keeper.adopt(id_, first, process.program.pid, [*fds, *([notify] if notify >= 0 else ())])
+            if (readiness := program.open_readiness_pipe()) >= 0:
+                fds.append(readiness)
+            own = (*fds[:3], *([notify] if notify >= 0 else ()), *fds[3:])
+            await keeper.adopt(id_, first, process.program.pid, own, readiness >= 0)
         else:
             status = processes.exit_status(pidfd, process.program.pid) if pidfd >= 0 else None
             actor.post(Ended(id_, -1 if status is None else status))
