@@ -123,6 +123,22 @@ def namespace_pids(pid: int) -> tuple[int, ...]:
     return tuple(map(int, _status_numbers(pid, b"NSpid:")))
 
 
+def find_numbered(number: int, sender: int, pids: Iterable[int], is_namespaced: bool) -> int | None:
+    """Return which of these processes a sender means by a number, which its own PID namespace has given; None: none.
+
+    `is_namespaced`: if the sender has ended, whether its namespace is one below that of this process.
+    """
+    depth = len(namespace_pids(sender)) or len(namespace_pids(os.getpid())) + is_namespaced
+    deeper = None
+    for pid in pids:
+        numbers = namespace_pids(pid)
+        if len(numbers) == depth and numbers[-1] == number:
+            return pid
+        if len(numbers) > depth and numbers[depth - 1] == number:
+            deeper = pid  # a process in a namespace below that of the sender
+    return deeper
+
+
 def _status_numbers(pid: int, key: bytes) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/status", "rb") as lines:

@@ -94,3 +94,14 @@ def test_other_descriptors_are_not_taken_for_log_pipes() -> None:
     assert processes.read_write_pipe_inode(os.getpid(), 1 << 20) == 0
     os.close(read)
     os.close(write)
+
+
+def test_a_process_is_found_by_the_number_of_its_senders_namespace(monkeypatch):
+    """The service, a sender in a PID namespace below, another process there, and one in a namespace below that."""
+    pids = {10: (10,), 20: (20, 1), 21: (21, 2), 22: (22, 7, 2), 30: (30,)}
+    monkeypatch.setattr(processes, "namespace_pids", lambda pid: pids.get(pid, (pid,) if pid == os.getpid() else ()))
+    assert processes.find_numbered(2, 20, [20, 21, 22], True) == 21
+    assert processes.find_numbered(7, 20, [20, 21, 22], True) == 22
+    assert processes.find_numbered(30, 20, [20, 21, 22], True) is None
+    assert processes.find_numbered(2, 99, [22, 21], True) == 21, "the sender has ended"
+    assert processes.find_numbered(30, 99, [20, 30], False) == 30

@@ -140,9 +140,13 @@ class Keeper:
         # An adopted program may have another number than it was started with.
         child = next((child for child in self.children.values() if child.process is process), None)
         if child is not None:
-            self.machine.after(self.machine.delay(), lambda: self._reap(child))
+            self.machine.after(self.machine.delay(), lambda: self._reap(child, process))
 
-    def _reap(self, child: KeptChild) -> None:
+    def _reap(self, child: KeptChild, process: Process) -> None:
+        if child.process is not process:  # it has handed over to another process meanwhile
+            if not self.is_dead:
+                self.machine.processes.pop(process.pid, None)
+            return
         if self.is_dead or child.status is not None:
             return
         known = not child.is_adopted or self.machine.statuses_of_others

@@ -6,6 +6,7 @@ deaf                    ignores all signals that can be ignored
 status=NUMBER           sends so many STATUS= messages at its start
 ready=SECONDS           sends READY=1 after this time
 watchdog=SECONDS        sends WATCHDOG=1 at this interval, from the start
+main=0@SECONDS          forks a process, names it with MAINPID=, and ends so long after that
 forks=NUMBER@SECONDS    forks so many processes, which outlive it
 daemon=PATH@SECONDS     forks a daemon and ends; the daemon writes its pid to this file so long after that
 lines=NUMBER            writes "count 1", "count 2", …
@@ -45,6 +46,8 @@ class Program(Behaviour):
             process.after(forks[1], lambda: self._fork(process, forks[0]))
         if "daemon" in self._options and process.is_leader:
             process.after(0.05, lambda: self._become_daemon(process))
+        if (main := self._pair("main")) is not None and process.is_leader:
+            process.after(0.1, lambda: self._hand_over(process, main[1]))
         if "ready" in self._options:
             process.after(float(self._options["ready"]), lambda: self.notify(process, "READY=1"))
         if "watchdog" in self._options:
@@ -113,6 +116,12 @@ class Program(Behaviour):
         if daemon is not None:
             daemon.after(float(seconds or 0), lambda: process.machine.pid_files.update({path: daemon.pid}))
         process.end(0)
+
+    def _hand_over(self, process: Process, seconds: float) -> None:
+        successor = process.machine.fork(process)
+        if successor is not None:
+            self.notify(process, f"MAINPID={successor.pid}\nREADY=1")
+        process.after(seconds, lambda: process.end(0))
 
     @staticmethod
     def _fork(process: Process, count: int) -> None:

@@ -230,6 +230,14 @@ class Processes:
         process = self._find(pid)
         return "" if process is None else process.command
 
+    def find_numbered(self, number: int, sender: int, pids: Iterable[int], is_namespaced: bool) -> int | None:
+        self._life.call("stat")
+        return number if number in pids else None
+
+    def pid_of(self, pidfd: int) -> int | None:
+        process = self._life.file(pidfd)
+        return process.pid if isinstance(process, Process) else None
+
     def pin(self, pid: int) -> int:
         self._life.call("stat")
         return self._life.pin(pid)

@@ -217,7 +217,9 @@ class Keeper:
             if child.is_tree and os.WIFSIGNALED(raw):
                 self.has_strays = True
                 self._kill_strays()
-            if child.status is None and child.has_other_main:
+            if child.has_other_main and pid != child.pid:
+                pass  # it was the program before, and has handed over to another process
+            elif child.status is None and child.has_other_main:
                 self._on_adopted_end(child)  # this is the end of the first process, for example of its init
             elif child.status is None:
                 self._on_report(child, ended=True)

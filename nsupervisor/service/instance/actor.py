@@ -84,6 +84,7 @@ from nsupervisor.service.instance.mailbox import (
     Call,
     Mailbox,
     MailboxClosedError,
+    MainAnnounced,
     MainFound,
     Message,
     RetrySpawn,
@@ -212,6 +213,12 @@ class Actor:
     """Whether the service stops, so that no other generation may start."""
     _daemon_search: DaemonSearch | None = attrs.field(init=False, default=None)
     """Looks for the daemon that the program has become; None before that is needed."""
+    _announced_main: tuple[int, int] = attrs.field(init=False, default=(0, 0))
+    """The generation and the pid of the process that MAINPID has named, until it is the program."""
+    _main_changed_in: int = attrs.field(init=False, default=0)
+    """The latest generation in which another process became the program."""
+    _has_reported_main: bool = attrs.field(init=False, default=False)
+    """Whether a warning about MAINPID was logged in this generation."""
     _unacknowledged_id: str = attrs.field(init=False, default="")
     """The id of a start whose program has ended, and whose other processes run on: the keeper has their pipes."""
     _saved: InstanceCheckpoint | None = attrs.field(init=False, default=None)
@@ -384,6 +391,7 @@ class Actor:
             watchdog_sec=self.program.watchdog_sec,
             start_revision=self.program.start_revision,
             start_has_failed=self.start_has_failed,
+            announced_main=self._announced_main[1] if self._announced_main[0] == self.lifecycle.generation else 0,
             scaled_to=self.configured.instances if isinstance(self.configured.instances, int) and scaled_from else 0,
             scaled_from=scaled_from,
         )
@@ -641,6 +649,7 @@ class Actor:
                     self.on_started()
                 if not await self._on_event(events.Execed(generation_of(id_))):
                     self.save_checkpoint()
+                await self._follow_announced_main()
             case Barrier(fd=fd):
                 self.context.kernel.descriptors.discard([fd])
             case StoreChanged():
@@ -660,6 +669,8 @@ class Actor:
             case MainFound(generation=generation, pid=pid):
                 if generation == self.lifecycle.generation:
                     await self._change_main(pid)
+            case MainAnnounced():
+                await self._follow_announced_main()
             case Call(command=command, handled=handled):
                 try:
                     if not (self._service_stops and isinstance(command, events.Start | events.Restart)):
@@ -670,6 +681,8 @@ class Actor:
                 await self._on_event(message)
 
     async def _on_exit(self, ended: Ended) -> None:
+        if ended.id == self.id and self._is_of_earlier_main():
+            return
         if ended.id == self.id and is_up_without_program(self.lifecycle):
             self._unacknowledged_id = ended.id
             return
@@ -682,10 +695,13 @@ class Actor:
             self.program.left_background()
             await self._on_event(events.Exited(self.lifecycle.generation, exit_, populated=True))
             return
+        # Its messages may be unread, or behind this one in the mailbox.
+        is_ready = self.program.read_notifications()
+        if ended.failure is None and await self._follow_announced_main():  # it has handed over to another process
+            return
         self.log.hold()  # start the next generation first, and write the records afterwards
         generation = self.lifecycle.generation
-        # Its message may be unread, or behind this one in the mailbox. It is about its start, not about a reload.
-        if self.program.read_notifications() and self.lifecycle.state is not State.READY:
+        if is_ready and self.lifecycle.state is not State.READY:  # it is about its start, not about a reload
             await self._on_event(events.Ready(generation))
         self.observer.read_counters()
         await self._run_pending()
@@ -707,17 +723,66 @@ class Actor:
         # First what costs no reading of a file.
         return is_forking(lifecycle, workload) and goes_to_background(lifecycle, exit_, self.is_populated(), workload)
 
-    async def _change_main(self, pid: int) -> None:
-        """Continue with another process of the workload as its program."""
+    def _is_of_earlier_main(self) -> bool:
+        """Return whether a report of an exit is about the process that was the program before the present one.
+
+        Race: the keeper may have sent it before it followed the present one.
+        """
+        has_changed = self._main_changed_in == self.lifecycle.generation and self.program.pidfd >= 0
+        return has_changed and not self.context.kernel.processes.has_ended(self.program.pidfd)
+
+    async def _follow_announced_main(self) -> bool:
+        """Continue with the process that MAINPID has named, if the program has been executed; return whether it has."""
+        generation, pid = self._announced_main
+        if not pid or self.lifecycle.state is State.STARTING:
+            return False
+        is_followed = generation == self.lifecycle.generation and await self._change_main(pid, "MAINPID")
+        if self._announced_main == (generation, pid):
+            self._announced_main = 0, 0
+        return is_followed
+
+    def _on_main_announced(self, generation: int, kind: str, text: str) -> None:
+        """Note the process that a message names as the program; a message about another one is a warning."""
+        if generation != self.lifecycle.generation:
+            return
+        processes, pids = self.context.kernel.processes, self.cgroup.pids()
+        pid, named = None, "no number"
+        if kind == "MAINPIDFD":
+            pid = processes.pid_of(int(text))
+            named = "a process" if pid is None else f"process {pid}"
+        elif text:
+            number, sender = map(int, text.split())
+            pid, named = (
+                processes.find_numbered(number, sender, pids, self.workload.namespaces.pid),
+                f"process {number}",
+            )
+        if pid is None or pid not in pids:
+            self._on_main_problem(f"{kind} names {named}, which is not part of this workload")
+        elif pid != self.program.pid:
+            self._announced_main = generation, pid
+            self.save_checkpoint()  # the message is not sent again, and the program may end at any time
+            self.post(MainAnnounced())
+
+    def _on_main_problem(self, problem: str) -> None:
+        if not self._has_reported_main:  # once a generation: a program may send it in each message
+            self._has_reported_main = True
+            self.log_event("warning", "warning", message=problem)
+
+    async def _change_main(self, pid: int, source: str = "pid_file") -> bool:
+        """Continue with another process of the workload as its program; return whether that was possible."""
         if pid == self.program.pid or self.lifecycle.state not in (State.RUNNING, State.READY, State.FROZEN):
-            return
+            return False
         problem = await self.program.change_main(self.id, pid, self.cgroup)
-        if problem:
+        if problem and source == "MAINPID":
+            self._on_main_problem(f"{source}: {problem}")
+        elif problem:
             self._on_daemon_problem(problem)
-            return
-        self._unacknowledged_id = ""
+        if problem:
+            return False
+        self._unacknowledged_id, self._main_changed_in = "", self.lifecycle.generation
         self.log_event("main process", pid=pid, message=f"process {pid} is its program from now on")
         await self._on_event(events.NewMain(self.lifecycle.generation))
+        return True
 
     def _on_daemon_found(self, generation: int, pid: int) -> None:
         self.post(MainFound(generation, pid))
@@ -914,6 +979,7 @@ class Actor:
             await self._prepare_cgroup()
             self._oom_kills = 0.0 if self.cgroup.begin_use() else self._read_oom_kills()
             self._sockets_made_meanwhile = None
+            self._has_reported_main = False
             spawned = await self.program.spawn(
                 self.workload, generation, self.cgroup, self._while_spawning, self.lifecycle.is_debug
             )
@@ -1017,6 +1083,9 @@ class Actor:
             self.post(events.Reloading(generation, float(text) - offset_s if text else None))
         elif kind in ("ERRNO", "BUSERROR"):
             self.log.note_error(generation, **{kind.lower(): text})
+        elif kind in ("MAINPID", "MAINPIDFD"):
+            with self.contain_errors(f"cannot look for the process of {kind}"):
+                self._on_main_announced(generation, kind, text)
         elif kind in ("REFUSED", "STORE"):
             self.log_event("notify refused", "warning", message=text)
         elif self.lifecycle.state is not State.FROZEN:  # a frozen program cannot report that it is healthy
@@ -1102,6 +1171,9 @@ class Actor:
         self.last_exit, self._oom_kills = saved.last_exit, saved.oom_kills
         self.start_status = StartStatus(saved.start_initiator, replaces=saved.replaced_generation)
         self._has_unfinished_actions, self._saved, self._must_recover = saved.has_unfinished_actions, saved, True
+        if saved.announced_main and lifecycle.is_alive:
+            self._announced_main = lifecycle.generation, saved.announced_main
+            self.post(MainAnnounced())
         # Exits of the other generations are reported by the keeper.
         is_over = lifecycle.exit is not None or not lifecycle.is_alive or saved.start_has_failed
         over = lifecycle.generation + is_over

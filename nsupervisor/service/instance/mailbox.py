@@ -78,6 +78,11 @@ class MainFound:
 
 
 @attrs.frozen
+class MainAnnounced:
+    """MAINPID=, sd_notify(3), has named another process of the workload as its program."""
+
+
+@attrs.frozen
 class Shutdown:
     """Stop the actor: no more messages will come."""
 
@@ -93,6 +98,7 @@ Message = (
     | Ended
     | RetrySpawn
     | MainFound
+    | MainAnnounced
     | StoreChanged
 )
 

@@ -38,6 +38,8 @@ MAX_EXTENSION_S = 366 * 86400.0
 """The most seconds by which a program may extend its time at once."""
 MAX_ERRNO = 4095
 """The largest number of an error, MAX_ERRNO in include/linux/err.h."""
+MAX_PID_DIGITS = 7
+"""The digits of PID_MAX_LIMIT, proc_sys_kernel(5)."""
 REFUSALS_INTERVAL_S = 60.0
 """Seconds between two records about messages of others, and between two about the descriptor store."""
 MAX_UNUSUAL_FDS = 8
@@ -112,6 +114,9 @@ class NotificationReader:
     program triggered the watchdog itself, or sent no keep-alive for `watchdog_sec` (0: none required) while
     `set_watchdog` requires them. At most once a minute it also receives ("REFUSED", text), for messages of other
     processes. `on_status` receives status texts as `StatusTexts` reports them.
+
+    It also receives ("MAINPID", the pid that the program has sent and that of the sender, or "") and ("MAINPIDFD", a
+    descriptor, which is closed afterwards).
 
     `on_barrier` gets the descriptor of BARRIER=1, and closes it when all notifications before it have been handled.
 
@@ -200,6 +205,13 @@ class NotificationReader:
         if assignments == {"BARRIER": "1"} and len(datagram.fds) == 1:  # alone, sd_notify(3)
             self.on_barrier(datagram.fds[0])
             return
+        # MAINPID comes before READY=1 and STOPPING=1: they are about the process that it names.
+        if len(datagram.fds) == 1 and assignments.get("MAINPIDFD") == "1":
+            self.on_notification("MAINPIDFD", str(datagram.fds[0]))
+        elif "MAINPID" in assignments:
+            number = assignments["MAINPID"]
+            is_pid = number.isascii() and number.isdecimal() and len(number) <= MAX_PID_DIGITS
+            self.on_notification("MAINPID", f"{number} {datagram.pid}" if is_pid else "")
         self._handle_store(parse_store_request(assignments), datagram)
         self._handle_assignments(assignments)
 

@@ -132,6 +132,8 @@ class InstanceCheckpoint:
     start_has_failed: bool = attrs.field(default=False, metadata=wire("start_failed"))
     """Whether the start of the present generation has failed, as `last_exit` says, and the lifecycle has yet to handle
     that."""
+    announced_main: int = attrs.field(default=0, metadata=wire("announced_main"))
+    """The pid of the process that MAINPID has named and that is not followed yet, or 0."""
 
     @property
     def start_initiator(self) -> Initiator | None:
