@@ -154,24 +154,26 @@ def _call(event: Event) -> int:
 
 def _use(events: Sequence[Event], known: dict[int, str], start: int, end: int) -> dict[str, tuple[int, int, int]]:
     """Return for each process the nanoseconds that it ran, its system calls, and its wake-ups."""
-    names = ("supervisor", "keeper", "zygote", "init", "the others")
+    names = ("supervisor", "keeper", "zygote", "init", "standby and program")
     ran, calls, woken = (dict.fromkeys(names, 0) for _ in range(3))
+    # A switch is also that of a process which is not the product's, and which has no system calls here.
+    known = {event.pid: names[-1] for event in events if event.name == "sys_enter"} | known
     since: dict[int, int] = {}
     for event in (event for event in events if event.at < end):
         if event.name == "sched_switch":
             before, after = event.number("prev_pid"), event.number("next_pid")
             if before in since:
-                ran[known.get(before, names[-1])] += event.at - since.pop(before)
-            since[after] = event.at
+                ran[known[before]] += event.at - since.pop(before)
+            if after in known:
+                since[after] = event.at
         elif event.name == "sys_enter":
-            calls[known.get(event.pid, names[-1])] += 1
+            calls[known[event.pid]] += 1
         elif event.name == "sched_wakeup":
             who = event.number("pid")
             if who in known:
                 woken[known[who]] += 1
     for who, at in since.items():
-        if who in known:
-            ran[known[who]] += end - at
+        ran[known[who]] += end - at
     return {name: (ran[name], calls[name], woken[name]) for name in names}
 
 
