@@ -267,7 +267,8 @@ class Networks:
         enter = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{attachment.namespace}"]
         rule = ["-A", "OUTPUT", "!", "-o", "lo", "-d", "127.0.0.0/8", "-j", "DROP"]
         try:
-            await cni_plugins.run_tool([*enter, "iptables", "-w", *rule], (self._lock_fd,))
+            with self._cgroup_files() as files:
+                await cni_plugins.run_tool([*enter, "iptables", "-w", *rule], (self._lock_fd,), files)
         except NetworkError as error:
             text = "cannot keep the program from the loopback device of the host, which published ports open to it; "
             raise NetworkError(f"{text}install iptables: {error}") from None
