@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -67,6 +68,39 @@ async def test_a_program_is_what_its_image_says(tmp_path: Path, layer: bytes) ->
     assert os.listdir(tmp_path / "state/images/uses") == []
     archive.unlink()  # what is loaded is enough
     assert "of the root" in await output_to_end(tmp_path, toml)
+
+
+@needs("program:buildah")
+async def test_an_image_of_buildah_keeps_its_volume_for_its_user(tmp_path: Path) -> None:
+    """The entrypoint gets the arguments, runs as the user, and finds in the volume what it wrote the last time."""
+    root = make_root(tmp_path / "root")
+    script = 'exec 2>&1; id -un; echo "$@"; cat /data/kept; echo kept >/data/kept; touch /home/site/x; exit 0'
+    (root / "entry").write_text(f"#!/bin/sh\n{script}\n")
+    (root / "entry").chmod(0o755)
+    storage = ("--root", f"{tmp_path}/storage", "--runroot", f"{tmp_path}/storage-run", "--storage-driver", "vfs")
+
+    def buildah(*arguments: str) -> str:
+        command = ["buildah", *storage, *arguments]
+        return subprocess.run(
+            command, check=True, stdout=-1, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+        ).stdout.strip()
+
+    container = buildah("from", "scratch")
+    buildah("copy", container, str(root), "/")
+    settings = ("--entrypoint", '["/entry"]', "--cmd", "one two", "--user", "site", "--volume", "/data")
+    buildah("config", *settings, container)
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    image = buildah("commit", "--signature-policy", str(policy), container)
+    buildah("push", "--signature-policy", str(policy), image, f"oci:{tmp_path}/layout:site")
+    toml = configuration(tmp_path, f"oci:{tmp_path}/layout:site")
+    text = await output_to_end(tmp_path, toml)
+    assert text.startswith("site\none two\n")
+    assert "/data/kept: No such file" in text
+    assert "/home/site/x': Permission denied" in text
+    assert (await output_to_end(tmp_path, toml)).startswith("site\none two\nkept\n")
+    status = (tmp_path / "state/volumes/w-data/kept").stat()
+    assert (status.st_uid, status.st_gid) == (1234, 1235)
 
 
 async def test_keys_of_the_workload_win(tmp_path: Path, layer: bytes) -> None:
