@@ -419,9 +419,10 @@ class Tree:
                     directories.remove(child, self.host.files)
                 except CgroupError as error:
                     errors.append(error)
-        self._cgroups = {path: cgroup for path, cgroup in self._cgroups.items() if self.host.files.exists(path)}
         if errors:
+            self._cgroups = {path: cgroup for path, cgroup in self._cgroups.items() if self.host.files.exists(path)}
             raise errors[0]
+        self._cgroups.clear()
         self._v1.clear()
         for name in self._enabled_in_base:
             try:
