@@ -15,7 +15,7 @@ from typing import NamedTuple
 import attrs
 
 from nsupervisor.config import kinds
-from nsupervisor.config.condition_terms import LIMIT_KEYS, NOT_FILES
+from nsupervisor.config.condition_terms import LIMIT_KEYS, NOT_FILES, PROBE
 from nsupervisor.config.kinds import MAX_SOCKET_PATH
 from nsupervisor.config.limits import find_resource_conflicts
 from nsupervisor.config.model import (
@@ -81,6 +81,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
         yield from _probe_conflicts(workload, path)
+        yield from _probe_rule_conflicts(workload, path)
         yield from _reload_conflicts(workload, path)
         for key, message in find_timer_conflicts(workload.timer, workload.type, len(workload.instance_ids)):
             yield Conflict((*path, "timer", key) if key else (*path, "timer"), message)
@@ -529,6 +530,16 @@ def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confli
                 "be ready in time; write a shorter delay, or a longer time there",
                 ((*path, "timeout_start_sec"),),
             )
+
+
+def _probe_rule_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    """Check that the workload has the probes that its rules read."""
+    for number, rule in enumerate(workload.policy):
+        for atom in rule.when.atoms if rule.when is not None else ():
+            kind = (atom.key or "").partition(" ")[0]
+            if atom.file == PROBE and kind not in workload.probes:
+                text = f'"{atom.text}" is about a probe that it does not have; add the table {kind}'
+                yield Conflict((*path, "policy", number, "when"), text, ((*path, kind),))
 
 
 def _own_report_conflicts(

@@ -1,7 +1,7 @@
 """Vocabulary of rule conditions: the files, their keys, and the units of their values.
 
-Files and keys are the kernel's (Documentation/admin-guide/cgroup-v2.rst, Documentation/accounting/psi.rst). Two are the
-supervisor's own knowledge of a program: `exit` (how it ended) and `uptime`.
+Files and keys are the kernel's (Documentation/admin-guide/cgroup-v2.rst, Documentation/accounting/psi.rst). Three are
+the supervisor's own knowledge of a program: `exit` (how it ended), `uptime`, and `probe` (the results of its probes).
 """
 
 from __future__ import annotations
@@ -56,7 +56,12 @@ LIMIT_KEYS = {"pids.current": "pids_max", "memory.current": "memory_max"}
 EXIT = "exit"
 EXIT_KEYS = ("code", "signal", "oom_killed", "core_dumped")
 """Values of an exit that a condition can test."""
-NOT_FILES = (EXIT, UPTIME)
+PROBE = "probe"
+PROBE_KINDS = ("readiness", "liveness")
+"""Probes whose results a condition can test. A failure of `startup` ends the program in any case."""
+TOOK = "took avg"
+"""Key of the average time of a probe's latest results, behind the probe's own."""
+NOT_FILES = (EXIT, UPTIME, PROBE)
 
 MICROSECOND_KEYS = frozenset({"throttled_usec", "burst_usec", "usage_usec", "user_usec", "system_usec"})
 """Counters of time, whose rate may be written as a time, or as a share of one CPU."""

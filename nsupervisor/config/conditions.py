@@ -11,6 +11,8 @@ lists the files and keys. The message of each ValueError ends the sentence "THE 
     uptime OP TIME                           how long the program has run
     exit code|signal OP N                    the program exited with that code or signal; OP may be == or != here
     exit oom_killed|core_dumped              the program exited in that way
+    probe readiness|liveness == pass|fail    the verdict of a probe; OP may be !=
+    probe readiness|liveness took avg OP TIME    how long its latest results took
 """
 
 from __future__ import annotations
@@ -33,7 +35,10 @@ from nsupervisor.config.condition_terms import (
     MICROSECOND_KEYS,
     MIN_WINDOW_S,
     PRESSURE_FILES,
+    PROBE,
+    PROBE_KINDS,
     SIZE_FILES,
+    TOOK,
 )
 from nsupervisor.config.quoting import did_you_mean, quoted
 from nsupervisor.config.units import parse_duration, parse_signal, parse_size
@@ -217,6 +222,8 @@ def parse_atom(text: str) -> Atom:
         return _parse_stall(normalized)
     if text.split()[:1] == [EXIT]:
         return _parse_fact(normalized)
+    if text.split()[:1] == [PROBE]:
+        return _parse_probe(normalized)
     return _parse_plain(text)
 
 
@@ -285,6 +292,29 @@ def _parse_fact(text: str) -> Atom:
     return Atom(text, EXIT, key, "fact", cast(Operator, match[1]), float(number))
 
 
+_PROBE_VERDICT = re.compile(r"probe (\w+) ?(==|!=) ?(pass|fail)")
+_PROBE_TIME = re.compile(r"probe (\w+) took avg ?(>=|<=|>|<) ?([^<>=!]+)")
+
+
+def _parse_probe(text: str) -> Atom:
+    """Parse a comparison with the results of a probe: 1 is the verdict that it passes; a time is in seconds."""
+    example = 'write for example "probe readiness == fail" or "probe liveness took avg > 200ms"'
+    match = _PROBE_VERDICT.fullmatch(text) or _PROBE_TIME.fullmatch(text)
+    if match is None:
+        raise ValueError(f"says {quoted(text)}, which is no comparison with the results of a probe; {example}")
+    kind, operator, value = match.groups()
+    if kind not in PROBE_KINDS:
+        raise ValueError(f"names {quoted(kind)}{did_you_mean(kind, PROBE_KINDS)}, not readiness or liveness; {example}")
+    if operator in ("==", "!="):
+        is_pass = (operator == "==") == (value == "pass")
+        return Atom(text, PROBE, kind, "level", ">=" if is_pass else "<", 1.0)
+    try:
+        seconds = parse_duration(value)
+    except ValueError:
+        raise ValueError(f"compares with {quoted(value)}, not a time; {example}") from None
+    return Atom(text, PROBE, f"{kind} {TOOK}", "level", cast(Operator, operator), seconds)
+
+
 def _parse_plain(text: str) -> Atom:
     operator = re.search(r"[<>=!]", text)
     words = (text[: operator.start()] if operator else text).split()
@@ -296,7 +326,7 @@ def _parse_plain(text: str) -> Atom:
         return _parse_counter(text, file, key, comparison)
     if file in LEVELS:
         return _parse_level(text, file, key, comparison)
-    known = sorted({*COUNTERS, *LEVELS, EXIT})  # memory.stat is in both
+    known = sorted({*COUNTERS, *LEVELS, EXIT, PROBE})  # memory.stat is in both
     raise ValueError(
         f"names an unknown file {quoted(file)}{did_you_mean(file, known)}; write one of {', '.join(known)}"
     )

@@ -187,3 +187,37 @@ def test_any_text_is_a_condition_or_a_message_of_one_line(text: str) -> None:
         assert parse_condition(again.text) == again
     assert "; write" in message
     assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "op", "threshold"),
+    [
+        ("probe readiness == fail", "readiness", "<", 1.0),
+        ("probe  readiness  !=  fail", "readiness", ">=", 1.0),
+        ("probe liveness==pass", "liveness", ">=", 1.0),
+        ("probe liveness != pass", "liveness", "<", 1.0),
+        ("probe liveness took avg > 200ms", "liveness took avg", ">", 0.2),
+        ("probe readiness took avg <= 1", "readiness took avg", "<=", 1.0),
+    ],
+)
+def test_results_of_probes(text: str, key: str, op: str, threshold: float) -> None:
+    (atom,) = parse_condition(text).atoms
+    assert (atom.file, atom.key, atom.kind, atom.op, atom.threshold) == ("probe", key, "level", op, threshold)
+    assert not atom.is_momentary
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("probe", "no comparison with the results of a probe"),
+        ("probe readiness", "no comparison"),
+        ("probe readiness > fail", "no comparison"),
+        ("probe readiness == 1", "no comparison"),
+        ("probe startup == fail", "not readiness or liveness"),
+        ("probe liveness took avg > soon", "not a time"),
+        ("probe liveness took avg == 1s", "no comparison"),
+    ],
+)
+def test_what_is_no_result_of_a_probe(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_condition(text)

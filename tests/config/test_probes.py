@@ -34,6 +34,10 @@ def problems(*lines: str) -> str:
             "and readiness.log both say when it has started; remove one of them",
         ),
         (["readiness = { fd = 2 }"], "readiness.fd"),
+        (
+            ["policy = [{ when = 'probe liveness == fail', action = 'restart' }]"],
+            "is about a probe that it does not have; add the table liveness",
+        ),
         (["readiness = { fd = 3, log = 'ready' }"], "has several of http_get, tcp_socket, exec, log and fd"),
         (["readiness = { fd = 3, timeout_sec = 5 }"], "is for probes that are sent again and again, and fd waits"),
         (

@@ -8,7 +8,7 @@ rate of change.
 from collections.abc import Mapping
 from math import inf
 
-from nsupervisor.config.condition_terms import PRESSURE_FILES, UPTIME, needs_sampling
+from nsupervisor.config.condition_terms import PRESSURE_FILES, PROBE, UPTIME, needs_sampling
 from nsupervisor.config.conditions import Atom
 from nsupervisor.core.rules.rules import RATE_SPAN_S, Engine, Limits, Snapshot, threshold, with_host_totals
 
@@ -68,6 +68,8 @@ def quiescent_until(engine: Engine, snapshot: Snapshot, limits: Limits, now: flo
 
 
 def _level_delay(atom: Atom, before: Snapshot, after: Snapshot, elapsed: float, limits: Limits) -> float:
+    if atom.file == PROBE:  # each result is shown to the rules
+        return inf
     limit = threshold(atom, limits)
     value = _value(atom, after)
     if value is None or limit is None:

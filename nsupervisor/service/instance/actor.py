@@ -246,7 +246,9 @@ class Actor:
             lambda: self.workload.file_descriptor_store_max,
         )
         self.observer = RuleObserver(
-            self.cgroup, context.watcher, self.decisions, self._on_host_problem, on_emptied=self._on_emptied
+            *(self.cgroup, context.watcher, self.decisions, self._on_host_problem),
+            on_emptied=self._on_emptied,
+            probe_values=self._probe_values,
         )
         self.limit_writer = LimitWriter(
             self.cgroup, self.workload, self._limits, nursery, self.log_event, self._on_limits_changed
@@ -1254,8 +1256,12 @@ class Actor:
             self._probes = Probes(
                 *(self.name, self.context, self.log, self.counters, self.post, self._exec_spec, self.output),
                 self.program.open_readiness_pipe,
+                self.observer.probe_finished,
             )
         self._probes.update(self.lifecycle, self.workload, self.program.pidfd)
+
+    def _probe_values(self) -> Mapping[str, float]:
+        return self._probes.condition_values() if self._probes is not None else {}
 
     @property
     def probe_results(self) -> Mapping[ProbeKind, LatestResult]:

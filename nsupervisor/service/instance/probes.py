@@ -4,12 +4,14 @@
 of one generation never reports about another: its events have the number of its own.
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
 import attrs
 import trio
 
+from nsupervisor.config.condition_terms import TOOK
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.config.probes import ProbeConfig, ProbeKind, ReadinessConfig
 from nsupervisor.core import events
@@ -50,6 +52,8 @@ _AWAITS_LINE = State.STARTING, State.RUNNING, State.FROZEN
 """The states in which a line of the output may still say that the program is ready."""
 
 
+AVERAGED_RESULTS = 10
+"""How many of a probe's latest results "took avg" in conditions of rules is about."""
 MAX_BYTES_WITHOUT_NEWLINE = 64 << 10
 
 
@@ -92,8 +96,15 @@ class Probes:
     output: Output
     open_readiness_pipe: Callable[[], int]
     """Returns a descriptor of the pipe on which the program says that it is ready, for the caller; -1: none."""
+    on_result: Callable[[], None]
+    """Called after each result, when `condition_values` has it."""
     latest: dict[ProbeKind, LatestResult] = attrs.field(init=False, factory=dict)
     """The latest results of the probes of the present generation."""
+    _generation: int = attrs.field(init=False, default=0)
+    _verdicts: dict[ProbeKind, float] = attrs.field(init=False, factory=dict)
+    """For rules: 1 for each probe of the generation that passes, 0 for one that fails."""
+    _durations: dict[ProbeKind, deque[float]] = attrs.field(init=False, factory=dict)
+    """For rules: the seconds that the latest results took."""
     _running: tuple[object, ...] | None = attrs.field(init=False, default=None)
     """The generation and the probes that run; None if none do."""
     _scope: trio.CancelScope = attrs.field(init=False, factory=trio.CancelScope)
@@ -104,6 +115,10 @@ class Probes:
         `pidfd`: the program, for probes in its network namespace; -1 if it is not known.
         """
         wanted = self._wanted(lifecycle, workload)
+        if lifecycle.generation != self._generation:
+            self._generation = lifecycle.generation
+            self._verdicts = {"readiness": float(lifecycle.state is State.READY), "liveness": 1.0}
+            self._durations = {}
         if lifecycle.state not in _AWAITS_LINE:
             self.output.end_watch()
         if wanted == self._running:
@@ -126,6 +141,18 @@ class Probes:
             pidfd if workload.namespaces.network else -1,
         )
         self.context.nursery.start_soon(self._run, subject, self._scope)
+
+    def condition_values(self) -> dict[str, float]:
+        """Return the values of `probe` for conditions: the verdicts, and the average seconds of the latest results.
+
+        Before its first result readiness fails and liveness passes, as for the lifecycle, and no time has passed.
+        """
+        values: dict[str, float] = {}
+        for kind, verdict in self._verdicts.items():
+            took = self._durations.get(kind, ())
+            values[kind] = verdict
+            values[f"{kind} {TOOK}"] = round(sum(took) / len(took), 6) if took else 0.0
+        return values
 
     def _wanted(self, lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[object, ...] | None:
         if lifecycle.state not in (State.RUNNING, State.READY) or lifecycle.is_reloading:
@@ -183,6 +210,7 @@ class Probes:
         self.latest["readiness"] = LatestResult(state, result, took_s)
         self.counters.count_probe("readiness", True)
         self._report(subject.generation, "readiness", state, result, took_s)
+        self._note_result("readiness", state, took_s)
 
     async def _receive_report(self, subject: _Subject, config: ReadinessConfig) -> ProbeResult | None:
         """Return the report of the program; None if it was started without a way to give one."""
@@ -213,7 +241,16 @@ class Probes:
             self.counters.count_probe(kind, result.is_success)
         if state.verdict is not before.verdict:
             self._report(subject.generation, kind, state, result, took_s)
+        if result.is_success is not None:
+            self._note_result(kind, state, took_s)
         return state
+
+    def _note_result(self, kind: ProbeKind, state: ProbeState, took_s: float) -> None:
+        """Show a result to the rules."""
+        if kind in self._verdicts:
+            self._verdicts[kind] = float(bool(state.verdict))
+            self._durations.setdefault(kind, deque(maxlen=AVERAGED_RESULTS)).append(took_s)
+            self.on_result()
 
     async def _send(self, subject: _Subject, config: ProbeConfig) -> ProbeResult:
         if not config.exec_:

@@ -4,8 +4,8 @@ This is the only module that knows which files are watched and how: event files 
 of the kernel, levels by samples. Workload instances and groups use it alike.
 
 Rules see only the snapshots that they are given. A snapshot also holds values that are in no file of the cgroup: how
-the program exited (`exit`), how long it has been running (`uptime`), and that a pressure trigger fired (a key of the
-pressure file).
+the program exited (`exit`), how long it has been running (`uptime`), what its probes have found (`probe`), and that a
+pressure trigger fired (a key of the pressure file).
 """
 
 import math
@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError, Reading, Watcher
-from nsupervisor.config.condition_terms import EXIT, NOT_FILES, UPTIME, has_notification
+from nsupervisor.config.condition_terms import EXIT, NOT_FILES, PROBE, UPTIME, has_notification
 from nsupervisor.config.conditions import Atom
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.rules.limit_steps import cgroup_file
@@ -61,6 +61,8 @@ class RuleObserver:
     contains_cgroups: bool = False
     """Whether the processes are in cgroups inside this one. On v1, its event files do not notify of those."""
     has_limits: bool = True
+    probe_values: Callable[[], Mapping[str, float]] = dict
+    """Returns what the probes of the present generation have found (`Probes.condition_values`)."""
     longest_interval: Callable[[float], float] = _no_limit
     """Called before each sample, with its time; returns the most seconds until the next one."""
     started_at: float | None = attrs.field(init=False, default=None)
@@ -80,6 +82,8 @@ class RuleObserver:
     _delay: float = attrs.field(init=False, default=FASTEST_S / 2)
     _uses_uptime: bool = attrs.field(init=False, default=False)
     """Whether any rule reads the uptime."""
+    _uses_probe: bool = attrs.field(init=False, default=False)
+    """Whether any rule reads the results of probes."""
     _files_read_along: list[str] = attrs.field(init=False, factory=list)
     """Event files that rules on level files read as well."""
     _samples_event_files: bool = attrs.field(init=False, default=False)
@@ -110,6 +114,7 @@ class RuleObserver:
             file for level in levels for file in self.rules.engine.files_read_with(level) if file in notified
         ]
         self._uses_uptime = any(atom.file == UPTIME for atom in atoms)
+        self._uses_probe = any(atom.file == PROBE for atom in atoms)
         self._samples_event_files = any(map(has_notification, levels))
         events = notified if self.on_emptied is None else dict.fromkeys(("cgroup.events", *notified))
         self.watcher.add(self.cgroup, self._on_reading, events=events, levels=levels, on_sample=self.sample)
@@ -188,6 +193,12 @@ class RuleObserver:
         if exit_.has_run and any(atom.file == EXIT for atom in self._atoms()):
             self.observe(EXIT, exit_.condition_values(), None)
 
+    def probe_finished(self) -> None:
+        """Show the rules the result of a probe."""
+        if self._uses_probe:
+            self.observe(PROBE, self.read(PROBE), None)
+            self.resume_sampling()  # a rule may have to act after the time that it waits for
+
     # ---- samples
 
     def resume_sampling(self) -> None:
@@ -220,7 +231,9 @@ class RuleObserver:
         if self._sampled_at > self._shown_at:
             self.rules.observe(before, self.limits, None, self._sampled_at)
         snapshot = {**values, UPTIME: self.read(UPTIME)} if self._uses_uptime else values
-        self.rules.observe(snapshot, self.limits, reported_at, now)
+        # Not in `_latest`: it would show the rules a result again after a later one.
+        shown = {**snapshot, PROBE: self.read(PROBE)} if self._uses_probe else snapshot
+        self.rules.observe(shown, self.limits, reported_at, now)
         engine = self.rules.engine
         self._interval = next_sample_delay(engine, before, snapshot, now - self._sampled_at, self.limits, now)
         self._quiescent_until = quiescent_until(engine, snapshot, self.limits, now) if same else now
@@ -242,6 +255,8 @@ class RuleObserver:
 
         Only the files that the watcher watches stay open: with thousands of workloads, descriptors are scarce.
         """
+        if file == PROBE:
+            return dict(self.probe_values())
         if file in NOT_FILES:
             runs = file == UPTIME and self.started_at is not None
             return {"": trio.current_time() - (self.started_at or 0.0)} if runs else {}

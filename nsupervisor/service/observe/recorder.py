@@ -22,7 +22,7 @@ import trio
 from nsupervisor import __version__
 from nsupervisor.cgroups import Cgroup, CgroupError
 from nsupervisor.condition_variable import ConditionVariable
-from nsupervisor.config.condition_terms import COUNTERS, HOST_MEMORY_TOTALS, LEVELS, NOT_FILES, UPTIME
+from nsupervisor.config.condition_terms import COUNTERS, HOST_MEMORY_TOTALS, LEVELS, NOT_FILES, PROBE, UPTIME
 from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.lifecycle import Instant
@@ -214,7 +214,9 @@ class Recording:
 
 def full_snapshot(actor: "Actor") -> Snapshot:
     """Return the keys that rules may reference, for every file they may reference."""
-    return {UPTIME: dict(actor.observer.read(UPTIME)), **_read_files(actor.cgroup)}
+    probes = dict(actor.observer.read(PROBE))
+    own = {UPTIME: dict(actor.observer.read(UPTIME)), **({PROBE: probes} if probes else {})}
+    return {**own, **_read_files(actor.cgroup)}
 
 
 def _read_files(cgroup: Cgroup) -> dict[str, dict[str, float]]:

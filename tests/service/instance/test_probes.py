@@ -188,3 +188,43 @@ def test_the_next_supervisor_waits_for_the_line_and_does_not_wait_again() -> Non
     serve(site, until_running, stop=False)
     serve(site, until_ready, stop=False)
     serve(site, is_ready)
+
+
+def rule(when: str, *more: str) -> str:
+    keys = ", ".join((f"when = '{when}'", "action = 'log'", *more))
+    return f"policy = [{{ {keys} }}]"
+
+
+def firings(service: Client) -> list[dict]:
+    return [record for record in service.records("action", "web") if record["cause"].get("rule") == "policy[0]"]
+
+
+@simulated(workload("web", READY, rule("probe readiness == fail", "for = 3"), program="port=80@0 sick=5@20"))
+async def test_a_rule_reads_the_verdict_of_a_probe(service: Client) -> None:
+    await service.until("web", "ready")
+    await trio.sleep(4)
+    assert firings(service) == []
+    await service.until("web", "running")
+    await trio.sleep(2)
+    assert firings(service) == []
+    await trio.sleep(2)
+    (firing,) = firings(service)
+    assert firing["cause"]["when"] == "probe readiness == fail"
+    assert (firing["cause"]["before"], firing["cause"]["after"], firing["cause"]["threshold"]) == (0, 0, 1)
+    assert firing["cause"]["held"] == pytest.approx(3, abs=0.1)
+
+
+@simulated(workload("web", LIVE, rule("probe liveness == fail"), *RESTARTS, program="port=80@0 sick=3@100"))
+async def test_a_failure_of_one_generation_is_none_of_the_next(service: Client) -> None:
+    await service.until_true(lambda: "execed web#2" in service.course())
+    await trio.sleep(10)
+    assert [firing["generation"] for firing in firings(service)] == [1], firings(service)
+
+
+@simulated(workload("web", LIVE, rule("probe liveness took avg > 1h"), program="port=80@0"))
+async def test_the_average_time_of_a_probe_is_known_to_rules(service: Client) -> None:
+    await trio.sleep(10)
+    values = service.supervisor.actors["web"].observer.read("probe")
+    assert values["liveness"] == 1
+    assert 0 <= values["liveness took avg"] < 1
+    assert firings(service) == []
