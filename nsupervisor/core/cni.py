@@ -74,6 +74,19 @@ class NetworkList(NamedTuple):
         """Whether it changes the source addresses of packets that leave the host."""
         return any(plugin["type"] in ("bridge", "ptp") and plugin.get("ipMasq") for plugin in self.plugins)
 
+    @property
+    def needs_iptables(self) -> str:
+        """The plugin that makes rules of the firewall with the program iptables; "" if none does."""
+        for plugin in self.plugins:
+            uses = {
+                "portmap": plugin.get("backend", "iptables") == "iptables",
+                "firewall": plugin.get("backend") == "iptables",
+            }.get(plugin["type"], False)
+            masquerades = plugin["type"] in ("bridge", "ptp") and plugin.get("ipMasq")
+            if uses or (masquerades and plugin.get("ipMasqBackend", "iptables") == "iptables"):
+                return str(plugin["type"])
+        return ""
+
     def has_capability(self, name: str) -> bool:
         """Return whether a plugin takes runtime values of this name, such as "portMappings"."""
         return any(_capabilities(plugin).get(name) is True for plugin in self.plugins)

@@ -6,8 +6,9 @@ text that comes from elsewhere (a configuration, the host's file, the answer of 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -97,7 +98,16 @@ def with_peers(head: str, network: str, peers: Mapping[str, Sequence[str]]) -> s
     name in the head is not repeated, so no workload takes the name of another host, or "localhost". If a workload has
     the name "web-2", that is the only one.
     """
-    taken = {name.lower() for line in head.split("\n") for name in line.partition("#")[0].split()[1:]}
+    return head + peers_part(network, peers, names_in(head))
+
+
+def names_in(head: str) -> frozenset[str]:
+    """Return the names in a part of a hosts file, in lower case."""
+    return frozenset(name.lower() for line in head.split("\n") for name in line.partition("#")[0].split()[1:])
+
+
+def peers_part(network: str, peers: Mapping[str, Sequence[str]], taken: Collection[str]) -> str:
+    """Return the part of a hosts file with the peers, without names that are `taken`, in lower case."""
     owners = {name.lower(): name for name in sorted(peers, reverse=True) if "@" not in name}
     lines = [f"{_PEERS}{network}:"]
     for instance in sorted(peers):
@@ -108,7 +118,12 @@ def with_peers(head: str, network: str, peers: Mapping[str, Sequence[str]]) -> s
                 names.append(name)
         words = " ".join(names)
         lines += [f"{address} {words}" for address in peers[instance] if words and is_address(address)]
-    return head + "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def has_name_as_peer(instance: str, hostname: str | None) -> bool:
+    """Return whether a host name is one that peers know the instance by: then its head need not have it."""
+    return any(name == hostname for name, _ in _names_of(instance))
 
 
 def _names_of(instance: str) -> list[tuple[str, str]]:
@@ -117,6 +132,7 @@ def _names_of(instance: str) -> list[tuple[str, str]]:
     return [(f"{workload}-{number}", instance), (workload, f"{workload}@")] if at else [(instance, instance)]
 
 
+@functools.lru_cache(1 << 14)  # each start of a workload looks at all of its peers
 def is_address(text: str) -> bool:
     """Return whether a text is an IP address, without a zone."""
     return _packed(text) is not None
@@ -133,6 +149,7 @@ def _packed(text: str) -> bytes | None:
         return None
 
 
+@functools.lru_cache(1 << 14)
 def is_host_name(text: str) -> bool:
     """Return whether a text can be a name in a hosts file."""
     return re.fullmatch(_NAME, text, re.ASCII) is not None

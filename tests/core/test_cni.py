@@ -101,3 +101,20 @@ def test_rules_that_plugins_leave() -> None:
 def test_a_bandwidth_is_in_bits_and_has_a_burst(limit: int, rate: int, burst: int) -> None:
     expected = {"ingressRate": rate, "ingressBurst": burst, "egressRate": rate, "egressBurst": burst}
     assert cni.bandwidth(limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("plugin", "expected"),
+    [
+        ({"type": "portmap"}, "portmap"),
+        ({"type": "portmap", "backend": "nftables"}, ""),
+        ({"type": "firewall", "backend": "iptables"}, "firewall"),
+        ({"type": "firewall", "backend": "firewalld"}, ""),
+        ({"type": "bridge", "ipMasq": True}, "bridge"),
+        ({"type": "bridge", "ipMasq": True, "ipMasqBackend": "nftables"}, ""),
+        ({"type": "bridge"}, ""),
+    ],
+)
+def test_a_plugin_that_needs_iptables(plugin: dict, expected: str) -> None:
+    text = json.dumps({"cniVersion": "1.0.0", "name": "a", "plugins": [plugin]})
+    assert cni.parse_network(text, "a").needs_iptables == expected

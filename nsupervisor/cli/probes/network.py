@@ -13,6 +13,7 @@ from nsupervisor.core.name_files import (
     parse_resolver,
     reachable_resolver,
 )
+from nsupervisor.linux.traffic_control import find_missing_limiter
 from nsupervisor.service.platform.cni_files import FORWARDING_FILE, is_forwarding, plugin_directories
 
 TYPE_CHECKING = False
@@ -25,8 +26,10 @@ USE = 'for network = "cni:NAME"'
 
 
 def findings() -> Iterator[Finding]:
-    """Yield CNI plugins, the host's forwarding of packets, its name servers, and pasta."""
+    """Yield CNI plugins and what they need, the host's forwarding of packets, its name servers, and pasta."""
     yield _cni()
+    yield _iptables()
+    yield _bandwidth()
     yield _forwarding()
     yield _resolvers()
     if path := shutil.which("pasta"):
@@ -47,6 +50,24 @@ def _cni() -> Finding:
     if missing:
         return Finding("CNI plugins", LIMITED, f"{places} lacks {', '.join(missing)}, {USE}", install)
     return Finding("CNI plugins", OK, f"{len(plugins)} in {places}, {USE}")
+
+
+def _iptables() -> Finding:
+    if path := shutil.which("iptables"):
+        return Finding("iptables", OK, f"{path}, with which plugins publish ports")
+    return Finding("iptables", MISSING, 'networks such as "cni:default" need it', "install the package iptables")
+
+
+def _bandwidth() -> Finding:
+    try:
+        missing = find_missing_limiter()
+    except OSError:
+        return Finding("bandwidth", LIMITED, "it cannot be limited by this user", "run doctor as root to find out more")
+    if missing is None:
+        return Finding("bandwidth", OK, "network.bandwidth_max can be used")
+    return Finding(
+        "bandwidth", MISSING, f"this kernel lacks {missing}, for network.bandwidth_max", "install the module"
+    )
 
 
 def _forwarding() -> Finding:

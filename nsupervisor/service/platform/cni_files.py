@@ -56,6 +56,8 @@ def find_obstacle(network: NetworkList, may_enable_forwarding: bool) -> str | No
             )
         if reason := untrusted_part(os.path.dirname(path), "write another directory into CNI_PATH"):
             return reason
+    if (plugin := network.needs_iptables) and shutil.which("iptables") is None:
+        return f"its plugin {plugin} needs the program iptables, which is not in PATH; install the package iptables"
     if (plugin := network.enables_forwarding) and not may_enable_forwarding and not is_forwarding():
         return (
             f"its plugin {plugin} would make this host forward packets, which it does not do now; run sysctl -w "

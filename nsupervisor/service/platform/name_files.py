@@ -27,10 +27,13 @@ from nsupervisor.core.name_files import (
     RESOLVER,
     SYSTEMD_RESOLVER,
     Resolver,
+    has_name_as_peer,
     head_of,
     hosts_head,
+    names_in,
     parse_resolver,
     peers_by_network,
+    peers_part,
     reachable_resolver,
     wanted_files,
     with_peers,
@@ -171,7 +174,8 @@ class NameFiles:
         texts = {}
         if HOSTS in wanted:
             host_file = _read_text(self.host_hosts, MAX_HOSTS_BYTES) if uses_host_network else None
-            head = hosts_head(workload.network.hosts, hostname if network else None, addresses, host_file)
+            own = None if network is None or has_name_as_peer(instance, hostname) else hostname
+            head = hosts_head(workload.network.hosts, own, addresses, host_file)
             texts[HOSTS] = head if network is None else with_peers(head, network, peers)
         if RESOLVER in wanted:
             dns = workload.network.dns
@@ -187,6 +191,7 @@ class NameFiles:
 
     def _update(self, peers: _Peers, instances: Sequence[str]) -> None:
         networks = {instance: network for network, members in peers.items() for instance in members}
+        parts: dict[tuple[str, frozenset[str]], str] = {}  # most files have the same names before their peers
         with self._lock, TrustedDirectory(self._directory, _INSTEAD, mode=0o700) as directory:
             for instance in instances:
                 if (network := networks.get(instance)) is None:
@@ -197,7 +202,11 @@ class NameFiles:
                         old = file.read()
                 except FileNotFoundError:  # it has none, or is about to start
                     continue
-                text = with_peers(head_of(old.decode(errors="replace")), network, peers[network]).encode()
+                head = head_of(old.decode(errors="replace"))
+                key = network, names_in(head)
+                if key not in parts:
+                    parts[key] = peers_part(network, peers[network], key[1])
+                text = f"{head}{parts[key]}".encode()
                 if text != old:
                     write_in_place(directory, name, text)
 
