@@ -272,6 +272,44 @@ def _timed(choices: Mapping[str, str]) -> str:
     )
 
 
+LAZY_ADDRESS, SERVED_ADDRESS = "127.0.0.1:8000", "127.0.0.1:8001"
+JOB_FILE, WEB_FILE = "/etc/job", "/etc/web"
+
+
+def _activated(choices: Mapping[str, str]) -> str:
+    """Programs that connections and files start, restart and reload."""
+    once = 'type = "oneshot"'
+    burst, debounce = choices["burst"], choices["debounce"]
+    return "\n".join(
+        (
+            _workload(
+                "lazy",
+                f'"program", "v={choices["lazy"]}", "accepts=0.05", "exit=0@0.2"',
+                "autostart = false",
+                f'sockets = [{{ listen_stream = "{LAZY_ADDRESS}", trigger_limit_burst = {burst} }}]',
+            ),
+            _workload(
+                "served",
+                '"program", "accepts=0.05"',
+                'restart = "always"',
+                f'sockets = [{{ listen_stream = "{SERVED_ADDRESS}" }}]',
+            ),
+            _workload(
+                "job",
+                '"program", "exit=0@0.1"',
+                once,
+                f'paths = [{{ path_changed = "{JOB_FILE}", debounce_sec = {debounce} }}]',
+            ),
+            _workload(
+                "web",
+                '"program", "term=0@0.1"',
+                'restart = "always"',
+                f'paths = [{{ path_changed = "{WEB_FILE}", action = "restart", debounce_sec = {debounce} }}]',
+            ),
+        )
+    )
+
+
 @attrs.frozen
 class Part:
     """A step of several that overlap, at most `delay_s` after the one before.
@@ -482,5 +520,29 @@ TIMED_KINDS = (
         (),
     ),
 )
+ACTIVATED_KINDS = (
+    Kind(
+        "activated",
+        _activated,
+        {"burst": ("10000", "9999"), "debounce": ("0.3", "0.01"), "lazy": ("1", "2")},
+        ("lazy", "served", "job", "web"),
+        ("served", "web"),
+        overlaps=(
+            (
+                Part(0.1, "write", (JOB_FILE, WEB_FILE)),
+                Part(0.3, "write", (JOB_FILE, WEB_FILE)),
+                Part(0.4, "crash by time", values=("0.001", "0.1")),
+            ),
+            (
+                Part(0.1, "connect", (LAZY_ADDRESS,)),
+                Part(0.05, "crash by time", values=("0.001",)),
+                Part(0.1, "connect", (LAZY_ADDRESS, SERVED_ADDRESS)),
+            ),
+            (Part(0.1, "write", (JOB_FILE,)), Part(0.3, "command", ("job",), ("start", "restart", "stop"))),
+        ),
+    ),
+)
+FIRST_ACTIVATED_SEED = 3_000_000
+"""The first seed of `ACTIVATED_KINDS`."""
 FIRST_TIMED_SEED = 2_000_000
 """The first seed of `TIMED_KINDS`."""

@@ -22,12 +22,18 @@ from nsupervisor.config.problems import ConfigError
 from nsupervisor.core.lifecycle import State
 from tests.simulation import invariants
 from tests.simulation.configs import (
+    ACTIVATED_KINDS,
+    FIRST_ACTIVATED_SEED,
     FIRST_RELATED_SEED,
     FIRST_TIMED_SEED,
+    JOB_FILE,
     KINDS,
+    LAZY_ADDRESS,
     OVERLAPPING_KINDS,
     RELATED_KINDS,
+    SERVED_ADDRESS,
     TIMED_KINDS,
+    WEB_FILE,
     Kind,
     Part,
 )
@@ -77,7 +83,9 @@ def generate(seed: int) -> tuple[Kind, tuple[Step, ...]]:
     kind = chance.choice(KINDS)
     if random.Random(f"overlaps {seed}").random() < OVERLAPPING_SHARE:
         kind = chance.choice(OVERLAPPING_KINDS)
-    if seed >= FIRST_TIMED_SEED:
+    if seed >= FIRST_ACTIVATED_SEED:
+        kind = chance.choice(ACTIVATED_KINDS)
+    elif seed >= FIRST_TIMED_SEED:
         kind = chance.choice(TIMED_KINDS)
     elif seed >= FIRST_RELATED_SEED:
         kind = chance.choice(RELATED_KINDS)
@@ -127,6 +135,8 @@ def _step(chance: random.Random, kind: Kind, at: float, do: str = "") -> Step:
         "disk full": 0.3,
         "overflow": 0.3,
     }
+    if kind.name == "activated":
+        weights |= {"connect": 6, "write": 6}
     do = do or chance.choices(list(weights), list(weights.values()))[0]
     name = chance.choice(kind.workloads)
     match do:
@@ -134,6 +144,10 @@ def _step(chance: random.Random, kind: Kind, at: float, do: str = "") -> Step:
             return Step(at, do, name, chance.choice(VERBS))
         case "reload" | "SIGHUP":
             return Step(at, do, *_edit(chance, kind))
+        case "connect":
+            return Step(at, do, chance.choice((LAZY_ADDRESS, SERVED_ADDRESS)))
+        case "write":
+            return Step(at, do, chance.choice((JOB_FILE, WEB_FILE)))
         case "hit":
             return Step(at, do, name, chance.choice(("SIGKILL", "SIGKILL", "SIGSEGV", "SIGTERM")))
         case "forks":
@@ -189,6 +203,8 @@ class History:
     def __init__(self, seed: int, kind: Kind, steps: Sequence[Step]) -> None:
         self.kind, self.steps = kind, steps
         self.choices = {name: values[0] for name, values in kind.choices.items()}
+        self.written: dict[str, float] = {}
+        """When a file was last written that the service watched."""
         self.in_force = dict(self.choices)
         self.site = Site(seed, kind.text(self.choices))
         self.machine = self.site.machine
@@ -355,6 +371,14 @@ class History:
                         machine.fork(leader)
             case "eats" if leader is not None:
                 leader.cgroup.allocate(leader, int(step.value) << 20)
+            case "connect":
+                for listener in machine.listeners:
+                    if listener.address == step.target and machine.holds(listener):
+                        listener.connect()
+            case "write":
+                if service is not None and _is_watched(service, step.target):
+                    self.written[step.target] = machine.now
+                self.site.file_tree.write(step.target)
             case "keeper dies":
                 self.watch.may_repeat = True
                 keeper = self.site.keepers.current
@@ -424,6 +448,14 @@ class History:
         command.answered_at, command.ok = trio.current_time(), answer["ok"]
         command.message = str(answer["message"])
         self.machine.log("answer", f"{command.verb} {command.name}", ok=command.ok, message=command.message)
+
+
+def _is_watched(service: Service, path: str) -> bool:
+    """Return whether a change of this path is found from now on, whatever dies."""
+    if service.supervisor is None or not service.is_started:
+        return False
+    triggers = (trigger for name in ("job", "web") for trigger in service.supervisor.paths.status_of(name))
+    return any(trigger["path"] == path and trigger["is_watched"] for trigger in triggers)
 
 
 def _describe(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from nsupervisor.config.model import NOTIFY_TYPES, Resources, WorkloadConfig
 from nsupervisor.config.units import Percent
 from nsupervisor.core.lifecycle import PROBED, start_type
 from tests.chaos.invariants import AT_REST, STATES
-from tests.simulation.configs import BRIEF_S, Kind
+from tests.simulation.configs import BRIEF_S, JOB_FILE, LAZY_ADDRESS, SERVED_ADDRESS, WEB_FILE, Kind
 from tests.simulation.machine import LIMIT_FILES, ROOT, Cgroup, Machine, Process
 
 if TYPE_CHECKING:
@@ -283,6 +283,28 @@ def _timed(history: History) -> list[str]:
     return wrong
 
 
+def _activated(history: History, states: Mapping[str, str]) -> list[str]:
+    """The last change of a file has acted, and no connection waits, unless a command or a failure keeps it."""
+    if history.kind.name != "activated" or history.disk_was_full:
+        return []
+    wrong = []
+    ended = any(step.do == "SIGTERM" for step in history.steps)
+    stopped = {command.name for command in history.commands if command.verb in ("stop", "kill")}
+    for name, path in (("job", JOB_FILE), ("web", WEB_FILE)):
+        written = history.written.get(path)
+        started = max((at for at, id_ in history.watch.starts if id_.startswith(f"{name}#")), default=-1.0)
+        is_kept = ended or name in stopped or states.get(name) in ("failed", "frozen")
+        if written is not None and started < written and not is_kept:
+            wrong.append(f"paths: {path} was written at {written:.3f}, and {name} has not been started since")
+    for name, address in (("lazy", LAZY_ADDRESS), ("served", SERVED_ADDRESS)):
+        waiting = sum(
+            one.waiting for one in history.machine.listeners if one.address == address and history.machine.holds(one)
+        )
+        if waiting and states.get(name) in AT_REST and states[name] != "failed" and name not in stopped:
+            wrong.append(f"sockets: {waiting} connections wait for {name}, which is {states[name]}")
+    return wrong
+
+
 def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[str]:
     """Everything has settled: who runs, and with which limits."""
     wrong: list[str] = []
@@ -324,6 +346,7 @@ def when_quiet(history: History, status: Sequence[Mapping[str, Any]]) -> list[st
     wrong += _limits_set(history)
     wrong += _counters(history)
     wrong += _timed(history)
+    wrong += _activated(history, states)
     return wrong
 
 

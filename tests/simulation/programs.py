@@ -9,6 +9,7 @@ watchdog=SECONDS        sends WATCHDOG=1 at this interval, from the start
 main=0@SECONDS          forks a process, names it with MAINPID=, and ends so long after that
 forks=NUMBER@SECONDS    forks so many processes, which outlive it
 daemon=PATH@SECONDS     forks a daemon and ends; the daemon writes its pid to this file so long after that
+accepts=SECONDS         accepts what waits in its sockets after this time
 lines=NUMBER            writes "count 1", "count 2", …
 reload=SECONDS          sends RELOADING=1 after SIGHUP, and READY=1 after this time
 port=NUMBER@SECONDS     answers probes at this port, from this time on
@@ -60,6 +61,8 @@ class Program(Behaviour):
             begins, _, lasts = self._options["sick"].partition("@")
             process.after(float(begins), lambda: self._set_sick(process, True))
             process.after(float(begins) + float(lasts), lambda: self._set_sick(process, False))
+        if "accepts" in self._options:
+            process.after(float(self._options["accepts"]), lambda: _accept(process))
         if "prints" in self._options:
             line, _, seconds = self._options["prints"].partition("@")
             process.after(float(seconds), lambda: process.machine.write_output(process, line.encode() + b"\n"))
@@ -132,3 +135,8 @@ class Program(Behaviour):
 def make_program(spec: Mapping[str, Any]) -> Program:
     """Return how the program of a specification behaves."""
     return Program(spec["argv"], spec["env"])
+
+
+def _accept(process: Process) -> None:
+    for listener in process.listeners:
+        listener.accept()

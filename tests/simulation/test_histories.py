@@ -9,11 +9,12 @@ import pytest
 
 from tests.simulation import history
 from tests.simulation.__main__ import run_in_processes
-from tests.simulation.configs import FIRST_RELATED_SEED, FIRST_TIMED_SEED
+from tests.simulation.configs import FIRST_ACTIVATED_SEED, FIRST_RELATED_SEED, FIRST_TIMED_SEED
 
 HISTORIES = 3000
 RELATED_HISTORIES = 500
 TIMED_HISTORIES = 200
+ACTIVATED_HISTORIES = 200
 
 
 @pytest.mark.timeout(600)
@@ -31,6 +32,12 @@ def test_all_holds_where_workloads_start_and_stop_one_another(capfd: pytest.Capt
 @pytest.mark.timeout(600)
 def test_all_holds_where_timers_start_workloads(capfd: pytest.CaptureFixture[str]) -> None:
     status = run_in_processes(FIRST_TIMED_SEED, TIMED_HISTORIES, os.cpu_count() or 1)
+    assert status == 0, capfd.readouterr().out
+
+
+@pytest.mark.timeout(600)
+def test_all_holds_where_connections_and_files_start_workloads(capfd: pytest.CaptureFixture[str]) -> None:
+    status = run_in_processes(FIRST_ACTIVATED_SEED, ACTIVATED_HISTORIES, os.cpu_count() or 1)
     assert status == 0, capfd.readouterr().out
 
 
