@@ -241,6 +241,33 @@ def test_a_rule_whose_file_was_not_recorded_cannot_be_judged():
     assert result.warnings == ("web: policy[0] (line 5) cannot be judged: cpu.stat nr_throttled was not recorded",)
 
 
+def sick_from_three_seconds(watched):
+    """The liveness probe fails from 3 s on."""
+    scenario = Scenario(watched)
+    scenario.files["probe"] = {"liveness": 1.0, "liveness took avg": 0.1}
+    scenario.up(at=0.0)
+    for second in range(1, 8):
+        scenario.see("probe", float(second < 3), "liveness", at=float(second))
+        scenario.lines.append(scenario.writer.sample(scenario.now, {"web": scenario.files}))
+    return scenario
+
+
+def test_a_rule_on_the_result_of_a_probe_does_the_same_and_can_be_tried():
+    watched = workload(rule("probe liveness == fail", "log", for_=2.0))
+    scenario = sick_from_three_seconds(watched)
+    result = scenario.result(watched)
+    assert [row.time_s for row in result.rows if row.recorded and row.recorded["action"] == "log"] == [5.0]
+    assert all(row.recorded == row.simulated and row.time_s == row.simulated_time_s for row in result.rows)
+    assert result.warnings == ()
+    tried = workload(rule("probe liveness == fail", "log", for_=1.0))
+    assert (4.0, "log", False) in would(scenario.result(tried))
+
+
+def test_a_rule_on_a_probe_cannot_be_judged_by_a_trace_that_lacks_its_results():
+    result = a_leak(workload(rule("memory.events oom_kill"))).result(workload(rule("probe liveness == fail")))
+    assert result.warnings == ("web: policy[0] (line 5) cannot be judged: probe liveness was not recorded",)
+
+
 def test_a_stall_that_was_waited_for_and_did_not_come_has_not_been():
     stall = rule("memory.pressure some stall > 100ms/1s")
     scenario = Scenario(workload(stall)).up(at=0.0)
