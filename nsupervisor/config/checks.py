@@ -80,6 +80,9 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
     for _, workload in config.each_variant():
         path: KeyPath = ("workload", workload.name)
         yield from _program_conflicts(workload, path)
+        if workload.notify_access == "none" and workload.uses_notify_socket:
+            text = 'is for a program without notifications, but it needs some; remove it, or write "main" or "all"'
+            yield Conflict((*path, "notify_access"), text)
         yield from _probe_conflicts(workload, path)
         yield from _probe_rule_conflicts(workload, path)
         yield from _reload_conflicts(workload, path)

@@ -54,6 +54,7 @@ NOTIFY_TYPES = ("notify", "notify-reload")
 ExitType = Literal["main", "cgroup"]
 KillMode = Literal["main", "all", "process"]
 RestartMode = Literal["normal", "debug"]
+NotifyAccess = Literal["none", "main", "all"]
 StorePreserve = Literal["restart", "yes", "no"]
 MAX_STORED_DESCRIPTORS = 64
 """The largest file_descriptor_store_max: with 64 sockets these are as many as a program can get at its start."""
@@ -755,6 +756,12 @@ class WorkloadConfig(Table):
         default=(),
         metadata=key(
             TablesOf(PathConfig), "files and directories that start it, or have it restarted or reloaded", live=True
+        ),
+    )
+    notify_access: NotifyAccess = field(
+        default="all",
+        metadata=key(
+            Choice.of(NotifyAccess), "which of its processes may send notifications: none; its program; each of them"
         ),
     )
     file_descriptor_store_max: int = field(

@@ -119,3 +119,10 @@ def test_instances_have_the_same_sockets_unless_their_addresses_differ() -> None
     each = parse(text.replace("{port}", "800{instance}"), "site.toml").workloads["web"]
     keys = [passed_sockets("web", variant.sockets) for _, variant in each.each_variant()]
     assert keys == [[("web stream 127.0.0.1:8001", "web")], [("web stream 127.0.0.1:8002", "web")]]
+
+
+@pytest.mark.parametrize("line", ['type = "notify"', "watchdog_sec = 5", "file_descriptor_store_max = 1"])
+def test_a_program_that_sends_notifications_needs_access_to_the_notify_socket(line: str) -> None:
+    parse(f'{HEAD}notify_access = "none"\n', "site.toml")
+    with pytest.raises(ConfigError, match="is for a program without notifications"):
+        parse(f'{HEAD}{line}\nnotify_access = "none"\n', "site.toml")

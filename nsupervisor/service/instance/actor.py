@@ -243,6 +243,7 @@ class Actor:
             self._on_status,
             self._on_barrier,
             self._on_store,
+            lambda: self.workload.notify_access == "main",
             lambda: self.workload.file_descriptor_store_max,
         )
         self.observer = RuleObserver(

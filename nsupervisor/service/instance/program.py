@@ -61,6 +61,8 @@ class Program:
     """Receives the descriptor of a barrier, and owns it: see `NotificationReader`."""
     on_store: Callable[[StoreRequest, Sequence[int]], str] = lambda request, fds: ""
     """Receives what a message asks the descriptor store for: see `NotificationReader`."""
+    notifies_alone: Callable[[], bool] = lambda: False
+    """Returns whether the program alone may send notifications, and no other process of the workload."""
     max_stored: Callable[[], int] = lambda: 0
     """Returns the most descriptors that a program may store."""
     pid: int | None = attrs.field(init=False, default=None)
@@ -346,7 +348,7 @@ class Program:
             watchdog_sec,
             on_notification,
             on_status,
-            lambda pid: is_part_of(pid, self.name, tree),
+            lambda pid: is_part_of(pid, self.name, tree) and self._may_notify(pid),
             self.on_barrier,
             is_ready,
             self.max_stored(),
@@ -360,6 +362,13 @@ class Program:
             variables["WATCHDOG_USEC"] = str(round(watchdog_sec * 1e6))
         self._notify_fd, self._notify_path = ours.socket.fileno(), ours.path
         return variables
+
+    def _may_notify(self, pid: int) -> bool:
+        """Return whether a process of the workload may send notifications.
+
+        Until the report of its execution has come, the pid of the program is not known, and it may send some already.
+        """
+        return not self.notifies_alone() or self.is_being_set_up or self.process is None or pid == self.pid
 
     @property
     def notify_path(self) -> str | None:

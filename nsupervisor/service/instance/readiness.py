@@ -263,7 +263,10 @@ class NotificationReader:
     def _refuse(self, pid: int) -> None:
         if trio.current_time() >= self._silent_until:
             self._silent_until = trio.current_time() + REFUSALS_INTERVAL_S
-            self.on_notification("REFUSED", f"ignored a message of process {pid}, which is not part of this workload")
+            self.on_notification(
+                "REFUSED",
+                f"ignored a message of process {pid}, which is not part of this workload, or may not send any",
+            )
 
 
 def host_owner(spec: Mapping[str, Any]) -> tuple[int, int] | None:

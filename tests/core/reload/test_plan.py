@@ -26,7 +26,7 @@ NEEDS_A_PROCESS = {
     "cpu_scheduling_priority", "timer_slack",
     "init", "type", "watchdog_sec", "group", "may_control", "namespaces", "network", "user_namespace", "mounts",
     "security",
-    "root", "volumes", "credentials", "sockets", "file_descriptor_store_max",
+    "root", "volumes", "credentials", "sockets", "notify_access", "file_descriptor_store_max",
     "runtime_directory", "state_directory", "cache_directory", "logs_directory", "configuration_directory",
     "runtime_directory_mode", "state_directory_mode", "cache_directory_mode", "logs_directory_mode",
     "configuration_directory_mode",

@@ -109,3 +109,37 @@ def test_the_new_main_process_outlives_supervisor_and_keeper(seconds: float, kee
 
     assert serve(site, starts, stop=False) is None
     assert serve(site, goes_on) == 0
+
+
+# ---- notify_access
+
+
+@pytest.mark.parametrize(("access", "counts"), [("main", False), ("all", True)])
+def test_notify_access_says_whether_helpers_are_heard(access: str, counts: bool) -> None:
+    text = workload("web", *KEYS, f'notify_access = "{access}"', program="forks=1@0.1 ready=0.5")
+
+    @simulated(text)
+    async def run(service: Client) -> None:
+        await service.until("web", "running")
+        await trio.sleep(0.2)
+        program = service.program("web")
+        (helper,) = (one for one in service.machine.living() if one is not program)
+        path = program.behaviour.environment["NOTIFY_SOCKET"]  # type: ignore[attr-defined]
+        service.machine.send_datagram(path, b"READY=1", helper.pid)
+        await trio.sleep(0.1)
+        assert (service.state("web") == "ready") is counts
+        assert bool(service.records("notify refused", "web")) is not counts
+        await service.until("web", "ready")
+
+    run()
+
+
+@simulated(workload("web", *KEYS, 'notify_access = "main"', program="main=0@0.5"))
+async def test_the_program_alone_is_the_one_that_mainpid_has_named(service: Client) -> None:
+    await service.until("web", "ready")
+    await trio.sleep(1)
+    new = successor(service)
+    path = new.behaviour.environment["NOTIFY_SOCKET"]  # type: ignore[attr-defined]
+    service.machine.send_datagram(path, b"STATUS=new", new.pid)
+    await service.until_true(lambda: service.status("web")["status_text"] == "new")
+    assert service.records("notify refused", "web") == []
