@@ -18,7 +18,6 @@ def test_what_there_is_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         None,
         "the queueing discipline tbf (module sch_tbf)",
         "the queueing discipline ingress (module sch_ingress)",
-        "devices of the kind ifb (module ifb)",
     )
     queue = traffic_control._queue
     monkeypatch.setattr(traffic_control, "_queue", lambda parent, kind: queue(parent, b"no-such"))
