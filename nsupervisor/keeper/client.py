@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from nsupervisor.keeper import protocol
-from nsupervisor.keeper.entry import LOST, Entry
+from nsupervisor.keeper.entry import LOST, Entry, KeptEntry
 from nsupervisor.keeper.messages import (
     Child,
     Ended,
@@ -41,7 +41,7 @@ milliseconds unless it is stopped."""
 START_TIMEOUT_S = 30.0
 """Seconds for a keeper to start, or for one that is leaving to exit."""
 
-_EVENTS = ("hello", "child", "held", "execed", "ended", "entered", "left")
+_EVENTS = ("hello", "child", "held", "kept", "execed", "ended", "entered", "left")
 _RETRY_DELAY_S = 0.005
 _CONNECT_TIMEOUT_S = 1  # a cancellation waits for it
 _SPAWNED_FDS = 2  # pipes
@@ -97,6 +97,7 @@ class _PendingCall:
     fds: Sequence[int] = ()
     children: list[Child] = attrs.field(factory=list)
     held: dict[str, int] = attrs.field(factory=dict)
+    kept: list[KeptEntry] = attrs.field(factory=list)
     without_descriptors: bool = False
     """The children in the reply to "list" come without descriptors."""
 
@@ -177,6 +178,8 @@ class Keeper:
     """The keeper's capabilities that version 0.1.0 lacks."""
     held_at_start: int = 0
     """How many descriptors the keeper held when the connection was made."""
+    kept_at_start: int = 0
+    """How many commands of hooks it had then."""
     filter_program: Callable[[str], bytes] = _no_filter
     """Returns the seccomp filter that a specification refers to by this name, or raises KeyError."""
     _filters: set[str] = attrs.field(factory=set)
@@ -234,16 +237,27 @@ class Keeper:
             raise SpawnError("descriptors", text, errno.EMFILE)
         return Spawned(spec["id"], call.reply["pid"], *call.fds)
 
-    async def enter(self, into: str | None, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
+    async def enter(
+        self,
+        into: str | None,
+        spec: Mapping[str, Any],
+        stdio: Sequence[int],
+        has_terminal: bool,
+        kept_fds: Sequence[int] = (),
+    ) -> Entry:
         """Start a process in the namespaces of a program that runs; the result then shows what becomes of it.
 
         `into`: the id of the program; None: in a sandbox of its own, without a program, as `spec` describes it. `spec`:
         its specification, but for "id" and what is executed. `stdio`: the descriptors of the standard streams, of which
-        the keeper gets duplicates; with `has_terminal` they are a new terminal. The process ends with this connection.
+        the keeper gets duplicates; with `has_terminal` they are a new terminal. The process ends with this connection,
+        unless `kept_fds`, the two ends to read of its output, are given: then it goes on, the next client finds it with
+        `list_kept`, and its end has to be acknowledged.
 
         Raises SpawnError: there is no process. KeeperLost: nor is there one then.
         """
         if "enter" not in self.features:
+            raise SpawnError("refused", _NO_ENTER, errno.EOPNOTSUPP)
+        if kept_fds and "keep" not in self.features:
             raise SpawnError("refused", _NO_ENTER, errno.EOPNOTSUPP)
         if into is None and "debug" not in self.features:
             raise SpawnError("refused", _NO_ENTER, errno.EOPNOTSUPP)
@@ -253,11 +267,17 @@ class Keeper:
         entry = self._entries[spec["id"]] = Entry(spec["id"])
         try:
             request = {"do": "enter", "into": into, "spec": spec, "terminal": has_terminal}
-            await self._call(request, SpawnError, fds=stdio)
+            if kept_fds:
+                request["keep"] = True
+            await self._call(request, SpawnError, fds=(*stdio, *kept_fds))
         except BaseException:
             self._entries.pop(entry.id, None)
             raise
         return entry
+
+    async def list_kept(self) -> list[KeptEntry]:
+        """List the entries that are kept and not acknowledged; the caller closes their descriptors."""
+        return (await self._call({"do": "kept"})).kept if "keep" in self.features else []
 
     async def _send_filters(self, names: Sequence[str]) -> None:
         """Send the seccomp filters that this keeper does not have yet."""
@@ -461,7 +481,7 @@ class Keeper:
         if call.reply is None:
             for child in call.children:
                 protocol.close_all([fd for fd in _descriptors_of(child) if fd >= 0])
-            protocol.close_all([*call.held.values()])
+            protocol.close_all([*call.held.values(), *(fd for kept in call.kept for fd in kept.outputs)])
             raise KeeperLost(self._loss_reason)
         if self.on_answer is not None:
             self.on_answer(message["do"], time.perf_counter() - began)
@@ -562,6 +582,18 @@ class Keeper:
                     protocol.close_all(fds)
                 else:
                     call.held[key] = fds[0]
+            case {"event": "kept", "reply": number, "id": str(id_), "pid": pid, "status": status, "failure": failure}:
+                call = self._pending.get(number)
+                if call is None:
+                    protocol.close_all(fds)
+                    return
+                left = self._entries.get(id_) or Entry(id_)
+                left.executed(pid)
+                if status is not None:
+                    left.ended(status, _decode_failure(failure))
+                else:
+                    self._entries[id_] = left  # now: its end may be in the next message
+                call.kept.append(KeptEntry(left, tuple(fds)))
             case {"replies": [*replies]}:
                 for reply in replies:
                     count = reply.get("fds", 0)  # fewer may have arrived: the kernel leaves out the last ones
@@ -664,9 +696,9 @@ async def open_keeper(runtime_directory: str | Path, protected: Sequence[str] = 
         OSError: the directory cannot be used.
     """
     directory, path = _paths(runtime_directory)
-    connection, pid, features, held = await _connect(directory, path, protected)
+    connection, pid, features, (held, kept) = await _connect(directory, path, protected)
     sender, events = trio.open_memory_channel[Execed | Ended](float("inf"))
-    keeper = Keeper(pid, events, connection, sender, features=features, held_at_start=held)
+    keeper = Keeper(pid, events, connection, sender, features=features, held_at_start=held, kept_at_start=kept)
     try:
         async with open_background_nursery() as nursery:
             nursery.start_soon(keeper._receive)
@@ -688,7 +720,7 @@ def _paths(runtime_directory: str | Path) -> tuple[Path, str]:
 
 async def _connect(
     directory: Path, path: str, protected: Sequence[str]
-) -> tuple[socket.socket, int, frozenset[str], int]:
+) -> tuple[socket.socket, int, frozenset[str], tuple[int, int]]:
     """Return a connection on which the keeper has sent "hello", with its pid, its features, and what it holds."""
     with trio.move_on_after(START_TIMEOUT_S):
         while True:
@@ -726,7 +758,7 @@ async def _connect_socket(connection: socket.socket, path: str) -> None:
         connection.setblocking(False)
 
 
-async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str], int]:
+async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str], tuple[int, int]]:
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
@@ -739,7 +771,8 @@ async def _receive_hello(connection: socket.socket) -> tuple[int, frozenset[str]
         protocol.close_all(fds)
         if message.get("event") != "hello":
             raise KeeperLost(f"what listens in the runtime directory is not a keeper: it says {message!r:.200}")
-        return int(message["pid"]), frozenset(message.get("features", ())), int(message.get("held", 0))
+        counts = int(message.get("held", 0)), int(message.get("kept", 0))
+        return int(message["pid"]), frozenset(message.get("features", ())), counts
 
 
 def _reap_failed(pid: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import trio
 
-from nsupervisor.keeper.entry import Entry
+from nsupervisor.keeper.entry import Entry, KeptEntry
 from nsupervisor.keeper.messages import Child, Ended, Execed, Spawned
 
 
@@ -19,6 +19,7 @@ class KeeperConnection(Protocol):
     on_answer: Callable[[str, float], None] | None
     filter_program: Callable[[str], bytes]
     held_at_start: int
+    kept_at_start: int
 
     async def spawn(
         self,
@@ -28,8 +29,14 @@ class KeeperConnection(Protocol):
         join_fds: Sequence[int] = (),
     ) -> Spawned: ...
     async def enter(
-        self, into: str | None, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool
+        self,
+        into: str | None,
+        spec: Mapping[str, Any],
+        stdio: Sequence[int],
+        has_terminal: bool,
+        kept_fds: Sequence[int] = (),
     ) -> Entry: ...
+    async def list_kept(self) -> "list[KeptEntry]": ...
     async def adopt(
         self,
         id: str,  # noqa: A002

@@ -50,3 +50,12 @@ class Entry:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+@attrs.frozen
+class KeptEntry:
+    """An entry that has outlived its client, as `Keeper.list_kept` returns it."""
+
+    entry: Entry
+    outputs: tuple[int, ...]
+    """The ends to read of its standard output and error; none if no descriptor was free."""

@@ -3,11 +3,12 @@
 Every message has "v": 1. A body of more than 64 KiB is sent in a memfd, and the datagram is {"v": 1, "memfd": true}.
 
     client → keeper   {"request": N, "do": "spawn" | "enter" | "adopt" | "signal" | "acknowledge" | "list" | "execute" |
-                      "main" | "hold" | "release" | "held" | "protect" | "listen" | "filter" | "shutdown", …}
+                      "main" | "hold" | "release" | "held" | "kept" | "protect" | "listen" | "filter" | "shutdown", …}
                       {"do": "batch", "requests": [{"request": N, …}, …]} several requests "signal", "acknowledge" and
                                                                           "spawn", without descriptors
-    keeper → client   {"event": "hello", "pid", "features": […], "held"}  first, on every connection
+    keeper → client   {"event": "hello", "pid", "features", "held", "kept"}  first, on every connection
                       {"event": "held", "reply": N, "key"} and it         for each one, before the reply to "held"
+                      {"event": "kept", "reply": N, "id", …}              for each one, before the reply to "kept"
                       {"event": "execed", "id", "pid"}
                       {"event": "ended", "id", "status", "failure"}       on each connection until acknowledged
                       {"event": "entered", "id", "pid"}
@@ -47,6 +48,8 @@ LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES as in sd_listen_fds(3). With the featu
 "readiness_fd", the number of a descriptor to which the program writes a newline when it is ready. The keeper makes that
 pipe. Its read end is the last descriptor of the reply to "spawn", with the key "readiness" also of "adopt", and of
 "child" if "list" has it.
+With the feature "keep": the number "kept" in "hello"; in "enter" the key "keep", with two more descriptors, the ends to
+read of its output: the process outlives its client, and its end has to be acknowledged; and the request "kept".
 """
 
 from __future__ import annotations

@@ -126,9 +126,16 @@ class ReconnectingKeeper:
                 self._keeper.close_descriptors([child.notify])
             return Spawned(child.id, child.pid, child.stdout, child.stderr, child.readiness)
 
-    async def enter(self, into: str | None, spec: Mapping[str, Any], stdio: Sequence[int], has_terminal: bool) -> Entry:
+    async def enter(
+        self,
+        into: str | None,
+        spec: Mapping[str, Any],
+        stdio: Sequence[int],
+        has_terminal: bool,
+        kept_fds: Sequence[int] = (),
+    ) -> Entry:
         """Call `Keeper.enter`, which is not repeated after a loss. Raises KeeperLost, too."""
-        return await (await self._current()).enter(into, spec, stdio, has_terminal)
+        return await (await self._current()).enter(into, spec, stdio, has_terminal, kept_fds)
 
     async def signal(self, id: str, *signums: int) -> bool:  # noqa: A002
         """Call `Keeper.signal`, again after a loss."""

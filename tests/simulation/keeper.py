@@ -290,6 +290,7 @@ class Connection:
     def __init__(self, life: Life, keeper: Keeper) -> None:
         self.pid = keeper.pid
         self.held_at_start = len(keeper.held)
+        self.kept_at_start = 0
         self.sender, self.events = trio.open_memory_channel[Execed | Ended](float("inf"))
         self.on_answer: Callable[[str, float], None] | None = None
         self.filter_program: Callable[[str], bytes] | None = None

@@ -6,7 +6,8 @@ and in the cgroup, with the keeper as its parent. The first one ends with that. 
 memory: so a command such as /proc/self/exe, and a workload that finds the process in /proc, reach no file of the host.
 
 An entry belongs to the client that asked for it, which has the other ends of its input and output: it is killed when
-that client is gone. Its death signal ends it with the keeper.
+that client is gone. Its death signal ends it with the keeper. An entry that is to be kept, the command of a hook,
+outlives its client: the keeper has duplicates of the ends to read, and keeps its end until that is acknowledged.
 """
 
 from __future__ import annotations
@@ -54,9 +55,12 @@ class Entry:
     children of the keeper, so neither is another process before the keeper has reaped it.
     """
 
-    __slots__ = ("failure", "has_executed", "id", "is_ready", "pid", "queued_signals", "report", "setup_pid", "status")
+    __slots__ = (
+        *("failure", "has_executed", "id", "is_kept", "is_ready", "outputs", "pid", "queued_signals", "report"),
+        *("setup_pid", "status"),
+    )
 
-    def __init__(self, id_: str, setup_pid: int, report: socket.socket) -> None:
+    def __init__(self, id_: str, setup_pid: int, report: socket.socket | None) -> None:
         self.id = id_
         self.setup_pid = setup_pid
         self.pid = 0
@@ -66,6 +70,33 @@ class Entry:
         self.has_executed = False
         self.failure: dict[str, Any] | None = None
         self.status: int | None = None
+        self.is_kept = False
+        self.outputs: tuple[int, ...] = ()
+        """The ends to read of its output, if it is kept."""
+
+    def keep(self, outputs: Sequence[int]) -> None:
+        """Let it outlive its client. `outputs`: descriptors, which are its own from now on."""
+        self.is_kept, self.outputs = True, tuple(outputs)
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> Entry:
+        """Make an entry from `to_table` of an earlier version of this process."""
+        entry = cls(table["id"], 0, None)
+        entry.pid, entry.status, entry.failure = table["pid"], table["status"], table["failure"]
+        entry.has_executed = entry.is_ready = bool(entry.pid)
+        entry.keep(table["outputs"])
+        entry.inherit(False)
+        return entry
+
+    def to_table(self) -> dict[str, Any]:
+        """Return what the next version of this process needs to know of one that is kept."""
+        fields = {"id": self.id, "pid": self.pid, "status": self.status, "failure": self.failure}
+        return {**fields, "outputs": list(self.outputs)}
+
+    def inherit(self, is_inherited: bool) -> None:
+        """Let the next version of this process inherit its output, or not."""
+        for fd in self.outputs:
+            os.set_inheritable(fd, is_inherited)
 
     def read_report(self) -> bool:
         """Read what the process has reported; return whether that is all, and then close the socket."""
@@ -142,10 +173,13 @@ class Entry:
             os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Close the socket of its reports."""
+        """Close the socket of its reports, and its output."""
         if self.report is not None:
             self.report.close()
             self.report = None
+        for fd in self.outputs:
+            os.close(fd)
+        self.outputs = ()
 
 
 def _decode(data: bytes) -> dict[str, Any]:

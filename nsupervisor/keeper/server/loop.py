@@ -64,6 +64,7 @@ FEATURES = (
         "enter",
         "hold",
         "join",
+        "keep",
         "listen",
         "main",
         "process-tree",
@@ -75,6 +76,7 @@ FEATURES = (
 """Features that version 0.1.0 lacks, as `nsupervisor.keeper.protocol` describes them."""
 _ADOPTED_FDS = 3
 _STDIO_FDS = 3
+_KEPT_FDS = 2
 _MAX_FILTER_BYTES = 4096 * SECCOMP_INSTRUCTION_SIZE
 """BPF_MAXINSNS instructions, linux/bpf_common.h."""
 _OWN_COMMANDS = ("nsupervisor-zyg", INIT_COMMAND)
@@ -169,9 +171,10 @@ class Keeper:
 
     def _may_exit(self) -> bool:
         is_needed = self.processes or any(child.status is None for child in self.children.values())
+        is_needed = is_needed or any(entry.is_kept and not entry.has_ended for entry in self.entries.values())
         if self.is_leaving:
             return not is_needed
-        is_unused = not (self.children or self.processes or self.held)
+        is_unused = not (self.children or self.processes or self.held or self.entries)
         return self.had_client and self.client is None and is_unused
 
     def _watch(self, fd: int, handler: Callable[[], None], events: int = select.EPOLLIN) -> None:
@@ -322,14 +325,23 @@ class Keeper:
             self._finish_entry(entry)
 
     def _finish_entry(self, entry: Entry) -> None:
-        if entry.has_ended and self.entries.pop(entry.id, None) is not None:
+        if not entry.has_ended or self.entries.get(entry.id) is not entry:
+            return
+        if not entry.is_kept:
+            del self.entries[entry.id]
             entry.close()
-            self._send(entry.end_message())
+        self._send(entry.end_message())
 
-    def _abandon_entries(self) -> None:
-        """Kill all entries: their client, which has their input and output, is gone."""
-        entries, self.entries = self.entries, {}
-        for entry in entries.values():
+    def _abandon_entries(self, is_upgrade: bool = False) -> None:
+        """Kill the entries whose client, which has their input and output, is gone.
+
+        Those that are kept stay; with `is_upgrade` only if the command runs, or has ended.
+        """
+        entries = [
+            entry for entry in self.entries.values() if not entry.is_kept or (is_upgrade and entry.report is not None)
+        ]
+        for entry in entries:
+            del self.entries[entry.id]
             if entry.report is not None:
                 self._unwatch_closed(entry.report.fileno())
             entry.abandon()
@@ -351,10 +363,14 @@ class Keeper:
         self.had_client = True
         self.filters.clear()  # a client sends those that it needs
         self._watch(sock.fileno(), lambda: self._on_client(client))
-        self._send({"event": "hello", "pid": os.getpid(), "features": FEATURES, "held": len(self.held)})
+        self._send({"event": "hello", "pid": os.getpid(), "features": FEATURES, **self._counts()})
         for child in self.children.values():
             if child.status is not None:
                 self._send_ended(child)
+
+    def _counts(self) -> dict[str, int]:
+        """Return how many descriptors, and how many commands of hooks, an earlier client has left."""
+        return {"held": len(self.held), "kept": len(self.entries)}
 
     def _accept(self) -> socket.socket | None:
         """Accept a connection whose process may be the client; return None if there is none, or it is refused."""
@@ -501,12 +517,14 @@ class Keeper:
     def _enter(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Start a process in the namespaces of a child's program, with the standard streams that come with it."""
         spec, has_terminal = Spec(message.get("spec"), self.filters), message.get("terminal")
-        if type(has_terminal) is not bool or len(fds) != _STDIO_FDS:
-            raise RequestError(f'"enter" needs "terminal" and {_STDIO_FDS} descriptors')
+        is_kept = message.get("keep", False)
+        count = _STDIO_FDS + _KEPT_FDS * bool(is_kept)
+        if type(has_terminal) is not bool or type(is_kept) is not bool or len(fds) != count:
+            raise RequestError(f'"enter" needs "terminal" and {count} descriptors')
         if spec.id in self.entries or spec.id in self.children:
             raise SpecError(f"id: {spec.id} is in use")
         if message.get("into") is None:
-            self._add_entry(self._start_sandbox(spec, fds, has_terminal))
+            self._add_entry(self._start_sandbox(spec, fds[:_STDIO_FDS], has_terminal), fds)
             return {}, ()
         into = _child_id({"id": message.get("into")})
         child = self.children.get(into)
@@ -518,14 +536,14 @@ class Keeper:
             program = os.pidfd_open(child.program_pid) if child.program_pidfd < 0 else os.dup(child.program_pidfd)
             if spec.cgroup is not None:
                 cgroup = os.open(spec.cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            entry = self.entrance.start(spec, cgroup, program, fds, has_terminal)
+            entry = self.entrance.start(spec, cgroup, program, fds[:_STDIO_FDS], has_terminal)
         except OSError as error:
             raise SpawnError("enter", f"cannot enter {into}: {error.strerror}", error.errno or 0) from None
         finally:
             for fd in (program, cgroup):
                 if fd >= 0:
                     os.close(fd)
-        self._add_entry(entry)
+        self._add_entry(entry, fds)
         return {}, ()
 
     def _start_sandbox(self, spec: Spec, fds: list[int], has_terminal: bool) -> Entry:
@@ -543,7 +561,11 @@ class Keeper:
             if cgroup >= 0:
                 os.close(cgroup)
 
-    def _add_entry(self, entry: Entry) -> None:
+    def _add_entry(self, entry: Entry, fds: list[int]) -> None:
+        """Note an entry. `fds`: all descriptors of the request; those after the standard streams become its own."""
+        if len(fds) > _STDIO_FDS:
+            entry.keep(fds[_STDIO_FDS:])
+            del fds[_STDIO_FDS:]
         self.entries[entry.id] = entry
         assert entry.report is not None
         self._watch(entry.report.fileno(), lambda: self._on_entry_report(entry))
@@ -643,6 +665,12 @@ class Keeper:
         return {"replies": replies}, tuple(reply_fds)
 
     def _acknowledge(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        entry = self.entries.get(_child_id(message))
+        if entry is not None and entry.is_kept:
+            if not entry.has_ended:
+                raise RequestError(f"{entry.id} has not ended")
+            del self.entries[entry.id]
+            entry.close()
         child = self.children.get(_child_id(message))
         if child is not None:  # otherwise it was acknowledged before
             if child.status is None:
@@ -695,6 +723,16 @@ class Keeper:
             self._send({"event": "held", "reply": message.get("request"), "key": key}, (fd,))
         return {}, ()
 
+    def _list_kept(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """List the entries that are kept, each with the ends to read of its output."""
+        for entry in self.entries.values():
+            if entry.is_kept:
+                end = entry.end_message() if entry.has_ended else {"status": None, "failure": None}
+                pid = entry.pid if entry.has_executed else 0
+                fields = {"id": entry.id, "pid": pid, "status": end["status"], "failure": end["failure"]}
+                self._send({"event": "kept", "reply": message.get("request"), **fields}, entry.outputs)
+        return {}, ()
+
     def _execute(self, message: dict[str, Any], fds: list[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
         """Execute another version of the keeper in the same process, so that its children stay its children."""
         python, package = message.get("python"), message.get("package")
@@ -704,7 +742,7 @@ class Keeper:
             raise RequestError('"python" or "package" is not a path')
         self.zygote.kill()
         self._reap()
-        self._abandon_entries()
+        self._abandon_entries(is_upgrade=True)
         children = [child.to_table() for child in self.children.values()]
         table = os.memfd_create("table", 0)
         with open(table, "w", closefd=False) as file:
@@ -712,8 +750,11 @@ class Keeper:
             values = {"children": children, "processes": processes, "exits": self.exits.inherit(True)}
             for fd in self.held.values():
                 os.set_inheritable(fd, True)
+            for entry in self.entries.values():
+                entry.inherit(True)
+            kept = [entry.to_table() for entry in self.entries.values()]
             # An older version ignores the further keys.
-            json.dump({**values, "protected": self.policy.prefixes, "held": self.held}, file)
+            json.dump({**values, "protected": self.policy.prefixes, "held": self.held, "kept": kept}, file)
         soft, hard = setup.initial_nofile or (0, 0)
         argv = [python, *protocol.PYTHON_OPTIONS, protocol.START_CODE, package, self.socket_path, f"{soft}:{hard}"]
         try:
@@ -728,6 +769,8 @@ class Keeper:
                 child.inherit(False)
             for fd in self.held.values():
                 os.set_inheritable(fd, False)
+            for entry in self.entries.values():
+                entry.inherit(False)
             self.exits.inherit(False)
             for fd in (LOCK_FD, LISTENER_FD):
                 os.dup2(0, fd, inheritable=False)
@@ -736,7 +779,8 @@ class Keeper:
         # With `had_client`, a keeper without children would exit at once, before the client has reconnected.
         self.policy.prefixes = tuple(table.get("protected", ()))  # version 0.1.0 does not write this key
         self.held = table.get("held", {})  # nor this one
-        self.had_client = bool(table["children"] or self.held)
+        self.entries = {entry["id"]: Entry.from_table(entry) for entry in table.get("kept", ())}
+        self.had_client = bool(table["children"] or self.held or self.entries)
         for fd in self.held.values():
             os.set_inheritable(fd, False)
         for entry in table["children"]:
@@ -799,6 +843,7 @@ _REQUESTS: dict[str, Callable[[Keeper, dict[str, Any], list[int]], tuple[dict[st
     "hold": Keeper._hold,
     "release": Keeper._release,
     "held": Keeper._list_held,
+    "kept": Keeper._list_kept,
     "execute": Keeper._execute,
     "protect": Keeper._protect,
     "listen": Keeper._listen,
