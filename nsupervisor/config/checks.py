@@ -86,6 +86,7 @@ def find_conflicts(config: Config) -> Iterator[Conflict]:
         yield from _probe_conflicts(workload, path)
         yield from _probe_rule_conflicts(workload, path)
         yield from _reload_conflicts(workload, path)
+        yield from _hook_conflicts(workload, path)
         for key, message in find_timer_conflicts(workload.timer, workload.type, len(workload.instance_ids)):
             yield Conflict((*path, "timer", key) if key else (*path, "timer"), message)
         for socket_path, message in find_socket_conflicts(workload.sockets, config.supervisor.runtime_directory):
@@ -497,6 +498,31 @@ def _reload_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Confl
             "and a signal both have the program reload; write one of them",
             ((*path, involved),),
         )
+
+
+def _hook_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:
+    if workload.exec_start_post and workload.type == "oneshot":
+        text = "is for programs that keep running; use a second workload that requires this one"
+        yield Conflict((*path, "exec_start_post"), text, ((*path, "type"),))
+    if workload.exec_stop and workload.type == "oneshot":
+        yield Conflict(
+            (*path, "exec_stop"), "is for programs that keep running; use exec_stop_post", ((*path, "type"),)
+        )
+    if workload.kill_mode == "process":
+        for name in ("exec_condition", "exec_start_pre", "exec_start_post", "exec_stop", "exec_stop_post"):
+            if getattr(workload, name):
+                text = "leaves nothing behind, and this kill_mode leaves processes in its cgroup; remove one of them"
+                yield Conflict((*path, name), text, ((*path, "kill_mode"),))
+    for name in ("exec_condition", "exec_start_pre", "exec_stop_post"):
+        if not getattr(workload, name):
+            continue
+        if not workload.namespaces.pid:
+            text = "runs without the program, and needs a PID namespace that ends what it leaves; set pid = true"
+            yield Conflict((*path, name), text, ((*path, "namespaces", "pid"),))
+        if workload.namespaces.joined:
+            kinds_ = ", ".join(sorted(workload.namespaces.joined))
+            text = f"runs without the program, and cannot join namespaces ({kinds_}); use a workload of its own"
+            yield Conflict((*path, name), text, ((*path, "namespaces"),))
 
 
 def _probe_conflicts(workload: WorkloadConfig, path: KeyPath) -> Iterator[Conflict]:

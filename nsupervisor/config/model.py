@@ -887,6 +887,46 @@ class WorkloadConfig(Table):
             live=True,
         ),
     )
+    exec_condition: tuple[tuple[str, ...], ...] = field(
+        default=(),
+        metadata=key(
+            kinds.HOOK_COMMANDS,
+            "commands before a start; exit status 1 to 254 skips the start, 255 or a signal is a failure",
+            live=True,
+        ),
+    )
+    exec_start_pre: tuple[tuple[str, ...], ...] = field(
+        default=(),
+        metadata=key(
+            kinds.HOOK_COMMANDS,
+            "commands before the program, confined as it is; it starts when all have succeeded",
+            live=True,
+        ),
+    )
+    exec_start_post: tuple[tuple[str, ...], ...] = field(
+        default=(),
+        metadata=key(
+            kinds.HOOK_COMMANDS,
+            "commands in the workload once the program is up; its start is complete after them",
+            live=True,
+        ),
+    )
+    exec_stop: tuple[tuple[str, ...], ...] = field(
+        default=(),
+        metadata=key(
+            kinds.HOOK_COMMANDS,
+            "commands in the workload at a stop, before kill_signal; $MAINPID is the program",
+            live=True,
+        ),
+    )
+    exec_stop_post: tuple[tuple[str, ...], ...] = field(
+        default=(),
+        metadata=key(
+            kinds.HOOK_COMMANDS,
+            "commands after each end; $SERVICE_RESULT, $EXIT_CODE and $EXIT_STATUS say how it ended",
+            live=True,
+        ),
+    )
     timeout_start_sec: float = field(
         default=30.0, metadata=key(kinds.TIMEOUT, 'how long a start may take; "infinity" for no limit', live=True)
     )

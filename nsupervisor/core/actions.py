@@ -35,7 +35,10 @@ class Signal(Action):
 
 @attrs.frozen
 class RunHook(Action):
-    """Run the command `step` of the key that belongs to `phase`, in the namespaces and the cgroup of the program."""
+    """Run the command `step` of the key that belongs to `phase`, in the cgroup of the workload.
+
+    While the program runs, the command is in its namespaces; otherwise in namespaces as the program's.
+    """
 
     phase: Phase
     step: int

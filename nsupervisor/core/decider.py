@@ -144,5 +144,6 @@ def _apply_input(state: WorkloadState, input_: events.Input, instant: Instant, w
     lifecycle, actions = apply_input(state.lifecycle, input_, instant, workload)
     if lifecycle is state.lifecycle:
         return Transition(state, actions, input_)
-    engine = state.engine.for_new_generation() if any(isinstance(action, Spawn) for action in actions) else state.engine
+    is_new = lifecycle.generation != state.lifecycle.generation or any(isinstance(action, Spawn) for action in actions)
+    engine = state.engine.for_new_generation() if is_new else state.engine
     return Transition(evolve(state, lifecycle=lifecycle, engine=engine), actions, input_)

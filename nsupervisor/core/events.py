@@ -111,12 +111,18 @@ class Reloading(Event):
 
 @attrs.frozen
 class HookDone(Event):
-    """A command of the phase has ended. `detail` says how, in words."""
+    """A command of the phase has ended. `detail` says how, in words.
+
+    `code`: its exit status; None if a signal has ended it, or it could not be run, or in traces of earlier versions.
+    `is_populated`: some process lives in the cgroup.
+    """
 
     phase: Phase = attrs.field(metadata=wire("phase"))
     step: int = attrs.field(metadata=wire("step"))
     is_success: bool = attrs.field(metadata=wire("success"))
     detail: str = attrs.field(default="", metadata=wire("detail"))
+    code: int | None = attrs.field(default=None, metadata=wire("code"))
+    is_populated: bool = attrs.field(default=False, metadata=wire("populated"))
 
 
 @attrs.frozen

@@ -78,7 +78,7 @@ from nsupervisor.core.events import (
 from nsupervisor.core.evolve import evolve
 from nsupervisor.core.exits import RESTARTED_OUTCOMES, Exit, Outcome
 from nsupervisor.core.initiators import SHUTDOWN, Initiator
-from nsupervisor.core.phases import HOOK_KEYS, RELOAD_PHASES, Phase
+from nsupervisor.core.phases import HOOK_KEYS, PHASES_BEFORE_PROGRAM, PHASES_WITHOUT_PROGRAM, RELOAD_PHASES, Phase
 from nsupervisor.core.states import ALIVE_STATES
 from nsupervisor.core.states import State as State
 from nsupervisor.wire_names import wire
@@ -168,6 +168,12 @@ class Lifecycle:
     """When the reload in `phase` began."""
     reload_failure: str = attrs.field(default="", metadata=wire("reload_failure"))
     """Why the last reload of this generation has failed, in words; "" if it has not."""
+    hook_failure: str = attrs.field(default="", metadata=wire("hook_failure"))
+    """How the last command of a hook that has failed in this generation did so, in words; "" if none has."""
+    end_reason: str = attrs.field(default="", metadata=wire("end_reason"))
+    """While commands of `exec_stop_post` run, and afterwards: why the program has ended, in words."""
+    skipped_by_hook: bool = attrs.field(default=False, metadata=wire("skipped_by_hook"))
+    """Whether a command of `exec_condition` has skipped this start."""
     stops_by_itself: bool = attrs.field(default=False, metadata=wire("by_itself"))
     """While stopping: the program has begun to stop by itself, and no signal was sent."""
 
@@ -263,13 +269,20 @@ def stop(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
         lifecycle, should_run=lifecycle.should_run if should_run is None else should_run, after_stop=after_stop
     )
     reason = f"{verb} {input_.requested_by.phrase}"
-    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload, lifecycle.exit is not None))
+    if workload.exec_stop and _has_been_up(lifecycle, workload):
+        lifecycle, actions = _enter_stopping(lifecycle, instant, workload, reason)
+        lifecycle, run = _begin_hooks(lifecycle, instant, Phase.STOP)
+        return lifecycle, (*actions, *run)
+    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload, _has_no_program(lifecycle)))
 
 
 def stop_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Do as `stop` does, with the signal first: the thawed program handles it before anything else."""
+    """Do as `stop` does, with the signal first: the thawed program handles it before anything else.
+
+    A command of `exec_stop` would be frozen, too, so it begins after the thaw.
+    """
     lifecycle, actions = stop(lifecycle, input_, instant, workload)
-    return lifecycle, (*actions, ThawAll())
+    return lifecycle, ((ThawAll(), *actions) if lifecycle.phase is Phase.STOP else (*actions, ThawAll()))
 
 
 def retarget(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -311,8 +324,13 @@ def _kill_reason(lifecycle: Lifecycle, requested_by: str) -> str:
 
 
 def freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
-    """Freeze, and drop the deadline: a frozen program cannot report that it is ready. A reload fails by that."""
+    """Freeze, and drop the deadline: a frozen program cannot report that it is ready. A reload fails by that.
+
+    During `exec_start_post` the freeze waits until the start is complete.
+    """
     assert isinstance(input_, Command)
+    if lifecycle.phase is Phase.START_POST:
+        return evolve(lifecycle, freeze_requested_by=input_.requested_by), ()
     return _enter_frozen(lifecycle, input_.requested_by)
 
 
@@ -351,21 +369,35 @@ def thaw(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Worklo
 
 def mark_running(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program runs; if it has to become ready, its start deadline stays."""
+    actions: tuple[Action, ...] = ()
+    if lifecycle.phase in HOOK_KEYS:
+        return lifecycle, ()
     if not _start_is_incomplete(lifecycle, workload):
-        lifecycle = _mark_up(lifecycle, instant, workload)
-    lifecycle = evolve(lifecycle, state=State.RUNNING)
-    return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
+        lifecycle, actions = _complete_start(lifecycle, instant, workload)
+    return _freeze_if_requested(evolve(lifecycle, state=State.RUNNING), actions)
+
+
+def _freeze_if_requested(lifecycle: Lifecycle, actions: tuple[Action, ...] = ()) -> LifecycleResult:
+    """Freeze a program for which that waits, unless a command of `exec_start_post` runs first."""
+    if lifecycle.freeze_requested_by and lifecycle.phase is not Phase.START_POST:
+        lifecycle, frozen = _enter_frozen(lifecycle, lifecycle.freeze_requested_by)
+        return lifecycle, (*actions, *frozen)
+    return lifecycle, actions
 
 
 def mark_ready(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Record that the program is ready, or is ready again."""
-    if lifecycle.state is State.STARTING or _start_is_incomplete(lifecycle, workload):
-        lifecycle = _mark_up(lifecycle, instant, workload)
+    actions: tuple[Action, ...] = ()
+    if lifecycle.phase in PHASES_BEFORE_PROGRAM:
+        return lifecycle, ()
+    if lifecycle.phase is Phase.START_POST:
+        pass
+    elif lifecycle.state is State.STARTING or _start_is_incomplete(lifecycle, workload):
+        lifecycle, actions = _complete_start(lifecycle, instant, workload)
     elif not lifecycle.was_ready and lifecycle.complete_at is None:
         lifecycle = _limit_runtime(lifecycle, instant, workload)
     was_ready = lifecycle.was_ready or _start_type(lifecycle, workload) == PROBED
-    lifecycle = evolve(_finish_reload(lifecycle), state=State.READY, was_ready=was_ready)
-    return _enter_frozen(lifecycle, lifecycle.freeze_requested_by) if lifecycle.freeze_requested_by else (lifecycle, ())
+    return _freeze_if_requested(evolve(_finish_reload(lifecycle), state=State.READY, was_ready=was_ready), actions)
 
 
 def ready_frozen(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -405,16 +437,82 @@ def reloading(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: W
 def hook_done(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Run the next command of the phase; after the last one, or the first that fails, the phase is over."""
     assert isinstance(input_, HookDone)
-    if (input_.phase, input_.step) != (lifecycle.phase, lifecycle.step):
+    if lifecycle.phase not in HOOK_KEYS or (input_.phase, input_.step) != (lifecycle.phase, lifecycle.step):
         return lifecycle, ()
-    commands = workload.exec_reload
-    is_ignored = lifecycle.step < len(commands) and commands[lifecycle.step][0].startswith("-")
+    commands, failure = hook_commands(workload, lifecycle.phase), ""
+    is_ignored = lifecycle.step < len(commands) and "-" in hook_prefixes(commands[lifecycle.step])
     if not (input_.is_success or is_ignored):
         took_s = round(instant.now - lifecycle.step_since, 3)
-        return _end_reload(lifecycle, f"{_hook_name(lifecycle)} {input_.detail}, after {took_s:g} s"), ()
-    if lifecycle.step + 1 < len(commands):
+        failure = f"{_hook_name(lifecycle)} {input_.detail}, after {took_s:g} s"
+        lifecycle = evolve(lifecycle, hook_failure=failure)
+    is_interrupted = lifecycle.state is State.STOPPING and lifecycle.phase in PHASES_BEFORE_PROGRAM
+    if not failure and not is_interrupted and lifecycle.step + 1 < len(commands):
         return _run_hook(lifecycle, instant, lifecycle.step + 1)
-    return _end_reload(lifecycle), ()
+    return _HOOK_ENDS[lifecycle.phase](lifecycle, input_, instant, workload, failure)
+
+
+def _end_reload_hooks(
+    lifecycle: Lifecycle, input_: HookDone, instant: Instant, workload: WorkloadConfig, failure: str
+) -> LifecycleResult:
+    return _end_reload(lifecycle, failure), ()
+
+
+def _end_hooks_before_program(
+    lifecycle: Lifecycle, input_: HookDone, instant: Instant, workload: WorkloadConfig, failure: str
+) -> LifecycleResult:
+    """Start the program, or end this generation without it: after a failure, or a stop that came meanwhile."""
+    name = _hook_name(lifecycle)
+    if lifecycle.state is State.STOPPING:
+        exit_ = Exit(setup_failure=f"{name} {input_.detail or 'ended'}; {lifecycle.reason}")
+    elif failure and lifecycle.phase is Phase.CONDITION and input_.code in _SKIPPING_CODES:
+        exit_ = Exit(skipped=f"{name} (exit code {input_.code})")
+    elif failure:
+        exit_ = Exit(setup_failure=failure)
+    elif lifecycle.phase is Phase.CONDITION and workload.exec_start_pre:
+        return _begin_hooks(lifecycle, instant, Phase.START_PRE)
+    else:
+        return evolve(lifecycle, phase=Phase.NONE), (Spawn(lifecycle.generation),)
+    ended = evolve(lifecycle, exit=exit_, skipped_by_hook=exit_.skipped is not None)
+    if not input_.is_populated:
+        return _finish_generation(ended, instant, workload)
+    # It has left processes that are not below an init of their own.
+    ended = evolve(ended, phase=Phase.NONE)
+    if lifecycle.state is State.STOPPING:
+        return ended, ()
+    return _enter_stopping(ended, instant, workload, str(exit_), *_stop_signals(workload, everyone=True))
+
+
+def _end_start_post(
+    lifecycle: Lifecycle, input_: HookDone, instant: Instant, workload: WorkloadConfig, failure: str
+) -> LifecycleResult:
+    """Complete the start of the program, or stop it after a failure."""
+    if failure:
+        lifecycle = evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.EXIT_CODE)
+        everyone = lifecycle.exit is not None
+        return _enter_stopping(lifecycle, instant, workload, failure, *_stop_signals(workload, everyone))
+    return _freeze_if_requested(_mark_up(evolve(lifecycle, phase=Phase.NONE), instant, workload))
+
+
+def _end_stop_hooks(
+    lifecycle: Lifecycle, input_: HookDone, instant: Instant, workload: WorkloadConfig, failure: str
+) -> LifecycleResult:
+    """Send the signals of the stop to what is left; the deadline stays."""
+    lifecycle = evolve(lifecycle, phase=Phase.NONE)
+    if lifecycle.exit is not None and not input_.is_populated:
+        return _finish_generation(lifecycle, instant, workload)
+    return lifecycle, _stop_signals(workload, everyone=lifecycle.exit is not None)
+
+
+def _end_stop_post(
+    lifecycle: Lifecycle, input_: HookDone, instant: Instant, workload: WorkloadConfig, failure: str
+) -> LifecycleResult:
+    """Decide what follows, once the cgroup is empty again. A failure makes a clean end a failure, as in systemd."""
+    assert lifecycle.exit is not None
+    if failure and exit_outcome(lifecycle, lifecycle.exit, workload) is Outcome.SUCCESS:
+        lifecycle = evolve(lifecycle, fault_outcome=Outcome.EXIT_CODE, end_reason=failure)
+    if not input_.is_populated:
+        return _choose_next(lifecycle, instant, workload)
+    return evolve(lifecycle, phase=Phase.FINAL_SIGTERM), _stop_signals(workload, everyone=True)
 
 
 def ready_again(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -449,8 +547,10 @@ def new_main(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wo
     lifecycle = evolve(lifecycle, exit=None)
     if not is_forking(lifecycle, workload):
         return lifecycle, ()
-    lifecycle = _mark_up(evolve(lifecycle, was_ready=True), instant, workload)
-    return evolve(lifecycle, deadline=None) if lifecycle.state is State.FROZEN else lifecycle, ()
+    lifecycle = evolve(lifecycle, was_ready=True)
+    if lifecycle.state is State.FROZEN:  # `exec_start_post` has to wait for the thaw
+        return evolve(_mark_up(lifecycle, instant, workload), deadline=None), ()
+    return _complete_start(lifecycle, instant, workload)
 
 
 def extend(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -485,6 +585,9 @@ def abort(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Workl
 
 def start_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Stop a program that did not start in time."""
+    if lifecycle.phase in HOOK_KEYS:
+        reason = f"{_hook_name(lifecycle)} has not ended within {workload.timeout_start_sec:g} s"
+        return _end_in_time(evolve(lifecycle, hook_failure=reason), instant, workload, reason)
     what = "ready" if _start_is_incomplete(lifecycle, workload) else "started"
     if is_forking(lifecycle, workload) and lifecycle.state is State.RUNNING:
         why = "it has not gone to the background" if lifecycle.exit is None else "pid_file names none of its processes"
@@ -505,7 +608,7 @@ def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
         what = hook or _RELOAD_TIMEOUTS[lifecycle.phase]
         failure = f"{what} within {workload.timeout_start_sec:g} s"
         return _end_reload(lifecycle, failure), _end_hook(lifecycle)
-    if lifecycle.runs_until is None:
+    if lifecycle.runs_until is None or lifecycle.phase is Phase.START_POST:
         return start_timeout(lifecycle, input_, instant, workload)
     reason = f"ran for longer than {workload.runtime_max_sec:g} s (runtime_max_sec)"
     return _end_in_time(lifecycle, instant, workload, reason)
@@ -514,7 +617,7 @@ def run_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload:
 def _end_in_time(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str) -> LifecycleResult:
     """Stop a program that has passed a limit; the restart policy takes that for a time-out."""
     lifecycle = evolve(lifecycle, after_stop=AfterStop.POLICY, fault_outcome=Outcome.TIMEOUT)
-    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload, lifecycle.exit is not None))
+    return _enter_stopping(lifecycle, instant, workload, reason, *_stop_signals(workload, _has_no_program(lifecycle)))
 
 
 def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
@@ -523,17 +626,23 @@ def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     If SIGKILL did not help, report that once and keep trying.
     """
     before: tuple[Action, ...] = ()
+    if lifecycle.phase in HOOK_KEYS:
+        reason = f"{_hook_name(lifecycle)} has not ended within {workload.timeout_stop_sec:g} s"
+        lifecycle = evolve(lifecycle, hook_failure=reason)
+    if lifecycle.phase is Phase.STOP:
+        before, lifecycle = (EndHook(),), evolve(lifecycle, phase=Phase.NONE)
     if lifecycle.sigkill_sent:
         is_reported = lifecycle.killed_at is None
         seconds = workload.timeout_stop_sec if lifecycle.killed_at is None else instant.now - lifecycle.killed_at
-        before, lifecycle = (ReleaseSurvivors(seconds, is_reported),), evolve(lifecycle, killed_at=None)
+        before = *before, ReleaseSurvivors(seconds, is_reported)
+        lifecycle = evolve(lifecycle, killed_at=None)
     # A stop that took SIGKILL is a time-out to the policy (systemd's "timeout"), even after another fault.
     fault = lifecycle.fault_outcome or (Outcome.TIMEOUT if lifecycle.exit is None else None)
     lifecycle = evolve(lifecycle, fault_outcome=fault, deadline=_deadline(instant, workload.timeout_stop_sec))
     is_last = lifecycle.final_signal_sent or lifecycle.sigkill_sent or workload.final_kill_signal == signal.SIGKILL
     if not is_last:
         lifecycle = evolve(lifecycle, final_signal_sent=True)
-        return lifecycle, (_final_signal(lifecycle, workload),)
+        return lifecycle, (*before, _final_signal(lifecycle, workload))
     return _mark_killed(lifecycle, instant), (*before, _last_kill(lifecycle, workload))
 
 
@@ -568,7 +677,11 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     """Record the exit; ask the processes that the program left to stop too, else this generation is dead."""
     assert isinstance(input_, Exited)
     was_frozen, was_stopping = lifecycle.state is State.FROZEN, lifecycle.state is State.STOPPING
+    if lifecycle.phase in (Phase.STOP_POST, Phase.FINAL_SIGTERM):  # the exit is known
+        return lifecycle, ()
     if goes_to_background(lifecycle, input_.exit, input_.populated, workload):
+        return evolve(lifecycle, exit=input_.exit), ()
+    if lifecycle.phase is Phase.STOP and input_.populated:  # the command that runs may have caused it, and goes on
         return evolve(lifecycle, exit=input_.exit), ()
     if input_.populated and _outlives_program(lifecycle, workload):
         reason = f"its program has ended ({input_.exit}); other processes run on (exit_type)"
@@ -578,9 +691,9 @@ def exited(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
         lifecycle = evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
     ends_hook = _end_hook(lifecycle)
     is_left = input_.populated and _spares_others(lifecycle, workload)
-    lifecycle = evolve(_cancel_reload(lifecycle, str(input_.exit)), exit=input_.exit)
+    lifecycle = evolve(_cancel_hooks(_cancel_reload(lifecycle, str(input_.exit))), exit=input_.exit)
     if not input_.populated or is_left:
-        lifecycle, actions = _choose_next(evolve(lifecycle, has_left=is_left), instant, workload)
+        lifecycle, actions = _finish_generation(evolve(lifecycle, has_left=is_left), instant, workload)
         return lifecycle, (
             *ends_hook,
             *((ReportLeft(),) if is_left else ()),
@@ -606,13 +719,13 @@ def emptied(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Wor
 
     `Exited` says again whether the cgroup is populated.
     """
-    if lifecycle.exit is None:
+    if lifecycle.exit is None or lifecycle.phase is Phase.STOP_POST:
         return lifecycle, ()
-    was_frozen = lifecycle.state is State.FROZEN
+    was_frozen, ends_hook = lifecycle.state is State.FROZEN, _end_hook(lifecycle)
     if exit_outcome(lifecycle, lifecycle.exit, workload) is Outcome.PROTOCOL:
         lifecycle = evolve(lifecycle, fault_outcome=Outcome.PROTOCOL)
-    lifecycle, actions = _choose_next(lifecycle, instant, workload)
-    return lifecycle, (ThawAll(), *actions) if was_frozen else actions
+    lifecycle, actions = _finish_generation(lifecycle, instant, workload)
+    return lifecycle, (*ends_hook, *((ThawAll(), *actions) if was_frozen else actions))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -639,12 +752,12 @@ _ROWS: dict[type[Input], tuple[Handler, ...]] = {
     PolicyRestart: (ignore,  stop,          stop,          stop,   retarget,     ignore,  ignore, ignore, stop_frozen),
     Kill:          (ignore,  kill,          kill,          kill,   kill,         ignore,  ignore, ignore, kill),
     Freeze:        (ignore,  defer_freeze,  freeze,        freeze, ignore,       ignore,  ignore, ignore, ignore),
-    Thaw:          (ignore,  cancel_freeze, ignore,        ignore, ignore,       ignore,  ignore, ignore, thaw),
+    Thaw:          (ignore,  cancel_freeze, cancel_freeze, cancel_freeze, ignore,       ignore,  ignore, ignore, thaw),
     Reload:        (ignore,  ignore,        reload,        reload, ignore,       ignore,  ignore, ignore, ignore),
     Execed:        (ignore,  mark_running,  ignore,        ignore, ignore,       ignore,  ignore, ignore, ignore),
     Ready:         (ignore,  mark_ready,    mark_ready,    ready_again, ignore,  ignore,  ignore, ignore, ready_frozen),
     Reloading:     (ignore,  ignore,        reloading,     reloading, ignore,    ignore,  ignore, ignore, ignore),
-    HookDone:      (ignore,  ignore,        hook_done,     hook_done, ignore,    ignore,  ignore, ignore, ignore),
+    HookDone:      (ignore,  hook_done,     hook_done,     hook_done, hook_done, ignore,  ignore, ignore, ignore),
     Stopping:      (ignore,  ignore, stop_by_itself, stop_by_itself, ignore,     ignore,  ignore, ignore, ignore),
     RestartReset:  (ignore,  forgive,       forgive,       forgive, forgive,     ignore,  ignore, ignore, forgive),
     NewMain:       (ignore,  ignore,        new_main,      new_main, ignore,     ignore,  ignore, ignore, new_main),
@@ -672,6 +785,17 @@ _STOP_COMMANDS: dict[type[Input], tuple[bool | None, AfterStop, str]] = {
     PolicyRestart: (None, AfterStop.BACKOFF, "restarted"),
 }
 
+_HOOK_ENDS: dict[Phase, Callable[[Lifecycle, HookDone, Instant, WorkloadConfig, str], LifecycleResult]] = {
+    Phase.RELOAD: _end_reload_hooks,
+    Phase.CONDITION: _end_hooks_before_program,
+    Phase.START_PRE: _end_hooks_before_program,
+    Phase.START_POST: _end_start_post,
+    Phase.STOP: _end_stop_hooks,
+    Phase.STOP_POST: _end_stop_post,
+}
+"""By phase: what follows the last command, or the first one that fails (`failure` says how, in words; else "")."""
+_SKIPPING_CODES = range(1, 255)
+"""Exit statuses of `exec_condition` that skip the start, systemd.service(5)."""
 _NO_DAEMON = '{} without leaving the daemon that type = "forking" and pid_file announce'
 _EXITED_BEFORE_READY = '{} before it was ready: with type = "notify" its start is complete when it sends READY=1'
 _RELOAD_TIMEOUTS = {
@@ -693,6 +817,8 @@ def adopt_generation(
 def unfinished_actions(lifecycle: Lifecycle, workload: WorkloadConfig) -> tuple[Action, ...]:
     """Return the actions that led to this state, for a supervisor that cannot know whether they were carried out."""
     match lifecycle.state:
+        case State.STARTING | State.STOPPING if lifecycle.phase in HOOK_KEYS and not lifecycle.sigkill_sent:
+            return (ThawAll(),) if lifecycle.phase is Phase.STOP else ()  # the command is waited for, or begun
         case State.STOPPING if lifecycle.sigkill_sent:
             return (_last_kill(lifecycle, workload),)
         case State.STOPPING if lifecycle.final_signal_sent:
@@ -765,6 +891,8 @@ def is_up_without_program(lifecycle: Lifecycle) -> bool:
 def _outlives_program(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the workload runs on for as long as one of its processes does, `exit_type = "cgroup"`."""
     state = _state_if_thawed(lifecycle)
+    if lifecycle.phase is Phase.START_POST:
+        return False
     is_complete = state is State.READY or (state is State.RUNNING and not _start_is_incomplete(lifecycle, workload))
     return workload.exit_type == "cgroup" and is_complete
 
@@ -776,7 +904,7 @@ def _start_is_incomplete(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool
 
 def is_started(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether the program runs, and its start is complete."""
-    if lifecycle.complete_at is not None or lifecycle.exit is not None:
+    if lifecycle.complete_at is not None or lifecycle.exit is not None or lifecycle.phase is Phase.START_POST:
         return False
     runs = lifecycle.state is State.RUNNING and not _start_is_incomplete(lifecycle, workload)
     return runs or lifecycle.state is State.READY
@@ -812,7 +940,7 @@ def exit_outcome(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) ->
 
 def is_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
     """Check whether dependents may start: the workload is up, or has done its single job."""
-    if lifecycle.complete_at is not None:
+    if lifecycle.complete_at is not None or lifecycle.phase is Phase.START_POST:
         return False
     if lifecycle.state is State.RUNNING:
         return _start_type(lifecycle, workload) == "simple" or (
@@ -847,6 +975,13 @@ def _completes_start(lifecycle: Lifecycle) -> bool:
     return lifecycle.state in (State.RUNNING, State.READY) and lifecycle.complete_at is not None
 
 
+def _complete_start(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Complete the start of a program that is up; first the commands of `exec_start_post` run."""
+    if workload.exec_start_post:
+        return _begin_hooks(lifecycle, instant, Phase.START_POST)
+    return _mark_up(lifecycle, instant, workload), ()
+
+
 def _mark_up(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> Lifecycle:
     """Complete the start of a program that is up, or wait for `min_ready_sec` for that."""
     if not workload.min_ready_sec or workload.type == "oneshot":
@@ -867,6 +1002,9 @@ def _spawn(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, rea
     if not workload.start_limit:
         recent = recent[-DEFAULT_START_LIMIT:]  # for a reload that sets the limit; otherwise they would be without end
     lifecycle = _begin_generation(lifecycle, lifecycle.generation + 1, recent, reason, instant, workload)
+    for phase, commands in (Phase.CONDITION, workload.exec_condition), (Phase.START_PRE, workload.exec_start_pre):
+        if commands:
+            return _begin_hooks(lifecycle, instant, phase)
     return lifecycle, (Spawn(lifecycle.generation),)
 
 
@@ -899,7 +1037,11 @@ def _begin_generation(
         started_type=start_type(workload),
         was_ready=False,
         phase=Phase.NONE,
+        step=0,
         reload_failure="",
+        hook_failure="",
+        end_reason="",
+        skipped_by_hook=False,
         stops_by_itself=False,
         recent_starts=(*recent_starts, instant.now),
     )
@@ -928,8 +1070,10 @@ def _enter_frozen(lifecycle: Lifecycle, requested_by: str) -> LifecycleResult:
 def _enter_stopping(
     lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig, reason: str, *actions: Action
 ) -> LifecycleResult:
-    actions = (*_end_hook(lifecycle), *actions)
-    lifecycle = _cancel_reload(lifecycle, reason)
+    # The commands that run without a program end by the signals to the cgroup, and their end is waited for.
+    if lifecycle.phase not in PHASES_WITHOUT_PROGRAM:
+        actions = (*_end_hook(lifecycle), *actions)
+        lifecycle = _cancel_hooks(_cancel_reload(lifecycle, reason))
     deadline = _deadline(instant, workload.timeout_stop_sec)
     return evolve(lifecycle, state=State.STOPPING, deadline=deadline, reason=reason), actions
 
@@ -938,6 +1082,20 @@ def _enter_reload(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConf
     """Begin a reload. It has as much time as a start, and does not prolong `runtime_max_sec`."""
     deadline = _earlier(_deadline(instant, workload.timeout_start_sec), lifecycle.runs_until)
     return evolve(lifecycle, phase=phase, phase_since=instant.now, deadline=deadline, reload_failure="")
+
+
+def hook_commands(workload: WorkloadConfig, phase: Phase) -> tuple[tuple[str, ...], ...]:
+    """Return the commands of a phase, with their prefixes."""
+    return getattr(workload, HOOK_KEYS[phase])  # type: ignore[no-any-return]
+
+
+def hook_prefixes(command: tuple[str, ...]) -> str:
+    """Return the prefixes of a command, such as "-"."""
+    return command[0][: len(command[0]) - len(command[0].lstrip("-+"))]
+
+
+def _begin_hooks(lifecycle: Lifecycle, instant: Instant, phase: Phase) -> LifecycleResult:
+    return _run_hook(evolve(lifecycle, phase=phase, phase_since=instant.now), instant, 0)
 
 
 def _run_hook(lifecycle: Lifecycle, instant: Instant, step: int) -> LifecycleResult:
@@ -951,6 +1109,24 @@ def _end_hook(lifecycle: Lifecycle) -> tuple[Action, ...]:
 
 def _hook_name(lifecycle: Lifecycle) -> str:
     return f"{HOOK_KEYS[lifecycle.phase]}[{lifecycle.step}]"
+
+
+def _cancel_hooks(lifecycle: Lifecycle) -> Lifecycle:
+    """Leave the phase: its commands do not matter any more."""
+    return evolve(lifecycle, phase=Phase.NONE) if lifecycle.phase in HOOK_KEYS else lifecycle
+
+
+def _has_no_program(lifecycle: Lifecycle) -> bool:
+    """Check whether a signal is for all processes: the program has exited, or has not been started yet."""
+    return lifecycle.exit is not None or lifecycle.phase in PHASES_BEFORE_PROGRAM
+
+
+def _has_been_up(lifecycle: Lifecycle, workload: WorkloadConfig) -> bool:
+    """Check whether the program runs, and its start was complete: only then commands of `exec_stop` run."""
+    if lifecycle.exit is not None or lifecycle.phase is Phase.START_POST:
+        return False
+    state = _state_if_thawed(lifecycle)
+    return state is State.READY or (state is State.RUNNING and not _start_is_incomplete(lifecycle, workload))
 
 
 def _finish_reload(lifecycle: Lifecycle) -> Lifecycle:
@@ -970,6 +1146,48 @@ def _earlier(first: float | None, second: float | None) -> float | None:
     return min((deadline for deadline in (first, second) if deadline is not None), default=None)
 
 
+def _finish_generation(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
+    """Run the commands of `exec_stop_post`, if there are some; then decide what follows the dead generation.
+
+    They do not run after a start that a condition has skipped, except by `exec_condition`.
+    """
+    exit_ = lifecycle.exit
+    assert exit_ is not None
+    is_skipped_before = exit_.skipped is not None and not lifecycle.skipped_by_hook
+    if not workload.exec_stop_post or is_skipped_before or lifecycle.phase is Phase.FINAL_SIGTERM:
+        return _choose_next(lifecycle, instant, workload)
+    if lifecycle.state is not State.STOPPING:
+        lifecycle = evolve(lifecycle, after_stop=AfterStop.POLICY)
+    ended = evolve(
+        lifecycle,
+        state=State.STOPPING,
+        reason=lifecycle.reason if lifecycle.state is State.STOPPING else str(exit_),
+        end_reason=_end_reason(lifecycle, exit_, workload),
+        deadline=_deadline(instant, workload.timeout_stop_sec),
+        final_signal_sent=False,
+        sigkill_sent=False,
+        killed_at=None,
+    )
+    return _begin_hooks(ended, instant, Phase.STOP_POST)
+
+
+def service_result(lifecycle: Lifecycle, workload: WorkloadConfig) -> str:
+    """Return systemd's word for the end of this generation, $SERVICE_RESULT of systemd.exec(5)."""
+    exit_ = lifecycle.exit
+    assert exit_ is not None
+    if lifecycle.skipped_by_hook:
+        return "exec-condition"
+    if exit_.oom_killed:
+        return "oom-kill"
+    if not exit_.has_run and lifecycle.after_stop in (AfterStop.STAY_DOWN, AfterStop.START):
+        return "success"  # a stop before the program was started
+    if exit_.core_dumped and lifecycle.fault_outcome is None:
+        return "core-dump"
+    if lifecycle.fault_outcome is None and not exit_.has_run and not lifecycle.hook_failure:
+        return "resources" if exit_.skipped is None else "exec-condition"
+    return exit_outcome(lifecycle, exit_, workload).value
+
+
 def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Decide what follows a dead generation; this is the only place that decides it.
 
@@ -977,7 +1195,7 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
     """
     exit_ = lifecycle.exit
     assert exit_ is not None
-    lifecycle = evolve(lifecycle, deadline=None)
+    lifecycle = evolve(lifecycle, deadline=None, phase=Phase.NONE)
     if lifecycle.after_stop is AfterStop.STAY_DOWN:
         return evolve(lifecycle, state=State.STOPPED, consecutive_failures=0), ()
     if lifecycle.after_stop is AfterStop.START:
@@ -985,20 +1203,24 @@ def _choose_next(lifecycle: Lifecycle, instant: Instant, workload: WorkloadConfi
     if exit_.skipped is not None and lifecycle.after_stop is AfterStop.POLICY and lifecycle.fault_outcome is None:
         return evolve(lifecycle, state=State.EXITED, reason=str(exit_)), ()
     outcome = exit_outcome(lifecycle, exit_, workload)
-    if lifecycle.fault_outcome is Outcome.PROTOCOL and lifecycle.complete_at is not None:
-        reason = f"{exit_} before it had been up for {workload.min_ready_sec:g} s (min_ready_sec)"
-    elif lifecycle.fault_outcome is Outcome.PROTOCOL and is_forking(lifecycle, workload):
-        reason = _NO_DAEMON.format(exit_)
-    elif lifecycle.fault_outcome is Outcome.PROTOCOL:
-        reason = _EXITED_BEFORE_READY.format(exit_)
-    elif lifecycle.fault_outcome or lifecycle.sigkill_sent or lifecycle.after_stop is AfterStop.BACKOFF:
-        # The supervisor's own reason says more than the exit: "not ready within 30 s", not "killed by SIGTERM".
-        reason = lifecycle.reason
-    else:
-        reason = str(exit_)
+    reason = lifecycle.end_reason or _end_reason(lifecycle, exit_, workload)
     if lifecycle.after_stop is AfterStop.BACKOFF or _is_restarted(exit_, outcome, workload):
         return _back_off(lifecycle, instant, workload, reason)
     return evolve(lifecycle, state=State.EXITED if outcome is Outcome.SUCCESS else State.FAILED, reason=reason), ()
+
+
+def _end_reason(lifecycle: Lifecycle, exit_: Exit, workload: WorkloadConfig) -> str:
+    """Return why a generation has ended, in words."""
+    if lifecycle.fault_outcome is Outcome.PROTOCOL and lifecycle.complete_at is not None:
+        return f"{exit_} before it had been up for {workload.min_ready_sec:g} s (min_ready_sec)"
+    if lifecycle.fault_outcome is Outcome.PROTOCOL and is_forking(lifecycle, workload):
+        return _NO_DAEMON.format(exit_)
+    if lifecycle.fault_outcome is Outcome.PROTOCOL:
+        return _EXITED_BEFORE_READY.format(exit_)
+    if lifecycle.fault_outcome or lifecycle.sigkill_sent or lifecycle.after_stop is AfterStop.BACKOFF:
+        # The supervisor's own reason says more than the exit: "not ready within 30 s", not "killed by SIGTERM".
+        return lifecycle.reason
+    return str(exit_)
 
 
 def _is_restarted(exit_: Exit, outcome: Outcome, workload: WorkloadConfig) -> bool:

@@ -11,6 +11,7 @@ from nsupervisor.core.backoff import starts_within
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.initiators import CONFIGURATION, Initiator
 from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.phases import HOOK_KEYS, Phase
 
 _SURVIVORS = (
     "still populated {:g} s after SIGKILL: a process waits in the kernel (state D in ps), "
@@ -76,6 +77,8 @@ def transition_records(
             yield TransitionRecord("program reload failed", "warning", {"message": after.reload_failure, **took})
         else:
             yield TransitionRecord("program reloaded", "info", took)
+    if (failure := _hook_failure(before, input_, after, now)) is not None:
+        yield TransitionRecord("hook failed", "warning", failure)
     enters_backoff = after.state is State.BACKOFF and before.state is not State.BACKOFF
     # A restart is recorded once, when it is decided, not again after the delay.
     if enters_backoff or (after.restarts > before.restarts and before.state is not State.BACKOFF):
@@ -92,6 +95,22 @@ def transition_records(
         yield TransitionRecord(
             "state", level, {"from": before.state.value, "to": after.state.value, "reason": after.reason}
         )
+
+
+def _hook_failure(before: Lifecycle, input_: events.Input, after: Lifecycle, now: float) -> Mapping[str, Any] | None:
+    """Return the fields about a command of a hook that has failed; None if none has. A reload has a record itself."""
+    if before.phase not in HOOK_KEYS or before.phase is Phase.RELOAD:
+        return None
+    fields = {"hook": HOOK_KEYS[before.phase], "step": before.step, "took_sec": round(now - before.step_since, 3)}
+    if isinstance(input_, events.HookDone) and (input_.phase, input_.step) == (before.phase, before.step):
+        name = f"{HOOK_KEYS[before.phase]}[{before.step}]"
+        text = f"{name} {input_.detail}, after {fields['took_sec']:g} s"
+        if after.hook_failure != before.hook_failure and after.hook_failure:
+            text = after.hook_failure  # with the time as the lifecycle had it
+        return None if input_.is_success else {"message": text, **fields}
+    if isinstance(input_, events.Timeout) and after.hook_failure != before.hook_failure and after.hook_failure:
+        return {"message": after.hook_failure, **fields}
+    return None
 
 
 def _is_recorded(initiator: Initiator) -> bool:

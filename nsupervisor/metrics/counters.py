@@ -97,6 +97,7 @@ def restart_cause(before: Lifecycle, exit_: Exit | None, workload: WorkloadConfi
     on it."""
     if before.after_stop is AfterStop.BACKOFF:
         return "rule"
-    assert exit_ is not None, "a program that has not ended is not restarted"
+    if exit_ is None:  # a command before the program has failed, and no program was started
+        return before.fault_outcome.value if before.fault_outcome is not None else "failure"
     outcome, kind = exit_outcome(before, exit_, workload), exit_kind(exit_)
     return kind if before.fault_outcome is None and kind in ("oom", "failure") else outcome.value

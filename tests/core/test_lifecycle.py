@@ -23,6 +23,7 @@ from nsupervisor.core.lifecycle import (
     apply_input,
     awaits_daemon,
     is_up,
+    service_result,
     unfinished_actions,
 )
 from nsupervisor.core.phases import Phase
@@ -1231,3 +1232,192 @@ def test_a_frozen_workload_that_outlived_its_program_is_thawed_for_the_next_star
 def test_a_program_that_is_not_ready_yet_ends_the_start_with_any_exit_type():
     run = Run(exit_type="cgroup", type="notify").up().dies(OK, populated=True)
     assert (run.state, run.actions) == (State.STOPPING, (EVERYONE,))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands before and after the program
+
+ONE = (("true",),)
+HOOKED = {"exec_stop_post": ONE, "restart": "no"}
+
+
+def hook(run, phase, step=0, success=True, detail="exit code 0", **more):
+    """Report the end of the command that runs."""
+    return run.fact(events.HookDone, phase, step, success, detail, **more)
+
+
+def test_commands_run_before_the_program():
+    run = Run(exec_condition=ONE, exec_start_pre=COMMANDS, timeout_start_sec=4.0)
+    assert run(events.Start()).actions == (actions.RunHook(Phase.CONDITION, 0),)
+    assert (run.state, run.lifecycle.generation, run.lifecycle.deadline) == (State.STARTING, 1, run.now + 4)
+    assert hook(run, Phase.CONDITION).actions == (actions.RunHook(Phase.START_PRE, 0),)
+    assert hook(run, Phase.START_PRE, 0, False).actions == (actions.RunHook(Phase.START_PRE, 1),)
+    assert hook(run, Phase.START_PRE, 0).actions == (), "it is late"
+    assert hook(run, Phase.START_PRE, 1).actions == (actions.Spawn(1),)
+    assert run.lifecycle.phase is Phase.NONE
+    assert run.fact(events.Execed).state is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("code", "state"), [(1, State.EXITED), (254, State.EXITED), (255, State.FAILED), (None, State.FAILED)]
+)
+def test_a_condition_skips_the_start(code, state):
+    run = Run(exec_condition=ONE, **HOOKED)
+    run(events.Start())
+    assert hook(run, Phase.CONDITION, 0, False, "no", code=code).actions == (actions.RunHook(Phase.STOP_POST, 0),)
+    assert service_result(run.lifecycle, run.workload) == ("exec-condition" if state is State.EXITED else "exit-code")
+    assert hook(run, Phase.STOP_POST).state is state
+    assert not is_up(run.lifecycle, run.workload)
+
+
+def test_a_command_before_the_program_that_fails_is_a_failed_start():
+    run = Run(exec_start_pre=ONE, exec_stop_post=ONE, restart="on-failure")
+    run(events.Start())
+    hook(run, Phase.START_PRE, 0, False, "exit code 3", after=1.2)
+    assert run.actions == (actions.RunHook(Phase.STOP_POST, 0),)
+    assert hook(run, Phase.STOP_POST).state is State.BACKOFF
+    assert run.lifecycle.reason == "exec_start_pre[0] exit code 3, after 1.2 s"
+    assert run(events.Timeout(), after=60).actions == (actions.RunHook(Phase.START_PRE, 0),)
+
+
+def test_a_stop_ends_the_command_before_the_program():
+    run = Run(exec_start_pre=ONE * 2)
+    run(events.Start())
+    assert run(events.Stop()).actions == (actions.Signal(signal.SIGTERM, whole_cgroup=True),)
+    assert run.state is State.STOPPING
+    assert hook(run, Phase.START_PRE, 0, True).state is State.STOPPED, "the next one does not run"
+    assert run.actions == ()
+
+
+def test_a_command_before_the_program_that_takes_too_long_is_ended():
+    run = Run(exec_start_pre=ONE, timeout_start_sec=4.0, timeout_stop_sec=2.0, restart="no")
+    run(events.Start())
+    assert run(events.Timeout(), after=4).actions == (actions.Signal(signal.SIGTERM, whole_cgroup=True),)
+    assert run(events.Timeout(), after=2).actions == (actions.KillAll(),)
+    assert hook(run, Phase.START_PRE, 0, False, "killed by SIGKILL").state is State.FAILED
+    assert run.lifecycle.reason == "exec_start_pre[0] has not ended within 4 s"
+
+
+@pytest.mark.parametrize("type_", ["simple", "notify"])
+def test_the_start_is_complete_after_the_commands_that_follow_it(type_):
+    run = Run(type=type_, exec_start_post=ONE, runtime_max_sec=20.0, timeout_start_sec=4.0).up()
+    if type_ == "notify":
+        assert run.actions == ()
+        run.fact(events.Ready)
+    assert run.actions == (actions.RunHook(Phase.START_POST, 0),)
+    assert not is_up(run.lifecycle, run.workload)
+    assert run.lifecycle.deadline == run.now + 4
+    hook(run, Phase.START_POST, after=1)
+    assert is_up(run.lifecycle, run.workload)
+    assert run.lifecycle.deadline == run.now + 20
+
+
+def test_a_freeze_waits_for_the_commands_that_follow_the_start():
+    run = Run(exec_start_post=ONE).up()
+    assert run(events.Freeze()).actions == ()
+    assert hook(run, Phase.START_POST).actions == (actions.FreezeAll(),)
+    assert run(events.Thaw()).state is State.RUNNING
+    run = Run(exec_start_post=ONE).up()
+    run(events.Freeze())
+    run(events.Thaw())
+    assert hook(run, Phase.START_POST).state is State.RUNNING
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_a_command_after_the_start_that_fails_stops_the_program(is_slow):
+    run = Run(exec_start_post=ONE, exec_stop=ONE, timeout_start_sec=4.0, **HOOKED).up()
+    if is_slow:
+        run(events.Timeout(), after=4)
+        assert run.actions == (actions.EndHook(), actions.Signal(signal.SIGTERM))
+    else:
+        hook(run, Phase.START_POST, 0, False, "exit code 3", after=1)
+        assert run.actions[-1] == actions.Signal(signal.SIGTERM), "without exec_stop"
+    run.dies(OK)
+    assert service_result(run.lifecycle, run.workload) == ("timeout" if is_slow else "exit-code")
+    assert hook(run, Phase.STOP_POST).state is State.FAILED
+
+
+def test_commands_stop_the_program_before_the_signal():
+    run = Run(exec_stop=COMMANDS, timeout_stop_sec=4.0).up()
+    assert run(events.Stop()).actions == (actions.RunHook(Phase.STOP, 0),)
+    deadline = run.lifecycle.deadline
+    assert hook(run, Phase.STOP, 0, False, after=1).actions == (actions.RunHook(Phase.STOP, 1),)
+    assert hook(run, Phase.STOP, 1, False).actions == (actions.Signal(signal.SIGTERM),)
+    assert (run.state, run.lifecycle.deadline) == (State.STOPPING, deadline)
+    assert run.dies(Exit(signal=signal.SIGTERM)).state is State.STOPPED
+
+
+def test_the_program_may_end_while_a_command_stops_it():
+    run = Run(exec_stop=ONE).up()
+    run(events.Restart())
+    assert run.dies(OK, populated=True).actions == (), "the command goes on"
+    assert run.lifecycle.phase is Phase.STOP
+    assert hook(run, Phase.STOP, is_populated=False).actions == (actions.Spawn(2),)
+
+
+def test_a_command_that_stops_the_program_for_too_long_ends_with_it():
+    run = Run(exec_stop=ONE, timeout_stop_sec=4.0).up()
+    run(events.Stop())
+    assert run(events.Timeout(), after=4).actions == (actions.EndHook(), actions.KillAll())
+    assert run.dies(Exit(signal=signal.SIGKILL)).state is State.STOPPED
+
+
+def test_a_frozen_program_is_thawed_for_the_command_that_stops_it():
+    run = Run(exec_stop=ONE).up()
+    run(events.Freeze())
+    assert run(events.Stop()).actions == (actions.ThawAll(), actions.RunHook(Phase.STOP, 0))
+
+
+def test_a_program_that_was_never_up_gets_the_signal_alone():
+    run = Run(type="notify", exec_stop=ONE).up()
+    assert run(events.Stop()).actions == (actions.Signal(signal.SIGTERM),)
+
+
+@pytest.mark.parametrize(
+    ("exit_", "result"),
+    [
+        (OK, "success"),
+        (Exit(code=3), "exit-code"),
+        (Exit(signal=signal.SIGSEGV), "signal"),
+        (Exit(signal=signal.SIGSEGV, core_dumped=True), "core-dump"),
+        (Exit(signal=signal.SIGKILL, oom_killed=True), "oom-kill"),
+        (Exit(setup_failure="no such user"), "resources"),
+    ],
+)
+def test_commands_run_after_each_end(exit_, result):
+    run = Run(**HOOKED).up()
+    assert run.dies(exit_).actions == (actions.RunHook(Phase.STOP_POST, 0),)
+    assert (run.state, service_result(run.lifecycle, run.workload)) == (State.STOPPING, result)
+    assert run.fact(events.Emptied).actions == (), "that was known"
+    hook(run, Phase.STOP_POST)
+    assert run.state is (State.EXITED if result == "success" else State.FAILED)
+    assert run.lifecycle.reason == str(exit_)
+
+
+def test_what_the_commands_after_the_end_leave_is_ended():
+    run = Run(timeout_stop_sec=4.0, **HOOKED).up()
+    run.dies(OK)
+    hook(run, Phase.STOP_POST, is_populated=True)
+    assert run.actions == (actions.Signal(signal.SIGTERM, whole_cgroup=True),)
+    assert run.state is State.STOPPING
+    assert run(events.Timeout(), after=4).actions == (actions.KillAll(),)
+    assert run.fact(events.Emptied).state is State.EXITED
+
+
+def test_a_command_after_the_end_that_fails_makes_that_a_failure():
+    run = Run(timeout_stop_sec=4.0, **HOOKED).up()
+    run.dies(OK)
+    assert run(events.Timeout(), after=4).actions == (actions.KillAll(),)
+    assert hook(run, Phase.STOP_POST, 0, False, "killed by SIGKILL").state is State.FAILED
+    assert run.lifecycle.reason == "exec_stop_post[0] killed by SIGKILL, after 4 s"
+
+
+def test_a_kill_does_not_lose_the_commands_after_the_end():
+    run = Run(exec_stop_post=ONE * 2).up()
+    assert run(events.Kill()).actions == (actions.KillAll(),)
+    run.dies(Exit(signal=signal.SIGKILL))
+    assert run.actions == (actions.RunHook(Phase.STOP_POST, 0),)
+    assert run(events.Kill()).actions == (actions.KillAll(),)
+    assert run.dies(OK).actions == (), "that was known"
+    assert run(events.Stop()).lifecycle.phase is Phase.STOP_POST
+    assert hook(run, Phase.STOP_POST, 0, False, "killed by SIGKILL").state is State.STOPPED

@@ -99,7 +99,7 @@ async def test_a_takeover_goes_on_after_a_workload_that_it_could_not_take_over(e
         for name, cgroup in (("web", broken), ("db", sound))
     }
     released = []
-    keeper = SimpleNamespace(direct=None, release_waiters=lambda: released.append(True))
+    keeper = SimpleNamespace(direct=SimpleNamespace(kept_at_start=0), release_waiters=lambda: released.append(True))
     saved = SimpleNamespace(instances={}, lines={})
     assert await takeover.take_over(actors, saved, {}, SimpleNamespace(keeper=keeper), "kill") == 0
     assert (journal.messages, released) == ([f"web: cannot take over what runs: {error}"], [True])
@@ -120,7 +120,7 @@ async def test_a_new_keeper_gets_the_programs_after_one_that_it_could_not_get(er
     monkeypatch.setattr(takeover, "reattach", reattach)
     alive = Lifecycle(state=State.RUNNING, generation=1)
     actors = [make_actor(journal, name, lifecycle=alive, is_spawning=False) for name in ("web", "db")]
-    keeper = SimpleNamespace(direct=None, children=children, release_waiters=lambda _: None)
+    keeper = SimpleNamespace(direct=SimpleNamespace(kept_at_start=0), children=children, release_waiters=lambda _: None)
     assert await takeover.hand_over_to_keeper(actors, keeper) == 2
     assert (given, journal.messages) == (["db"], [f"web: cannot give it to the new keeper: {error}"])
 

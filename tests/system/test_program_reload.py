@@ -124,7 +124,7 @@ async def test_a_supervisor_that_is_killed_ends_the_command_of_a_reload(tmp_path
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.cli_result, "reload", "--workload", "web")
             await it.until(begun.exists)
-            assert (await it.status("web"))["phase"] == "exec_reload[0]"
+            assert (await it.status("web"))["phase"] == "exec_reload 1/1"
             it.process.kill()
             await it.process.wait()
     async with service(tmp_path, site) as it:

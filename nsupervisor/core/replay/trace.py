@@ -93,7 +93,7 @@ LATER_LIFECYCLE_KEYS = (
     *("restart_prevent_exit_status", "restart_force_exit_status", "runtime_max_sec", "runtime_randomized_extra_sec"),
     *("startup", "readiness", "liveness"),
     *("restart_mode", "min_ready_sec", "kill_mode", "send_sighup", "final_kill_signal", "reload_signal", "exit_type"),
-    "exec_reload",
+    *("exec_reload", "exec_condition", "exec_start_pre", "exec_start_post", "exec_stop", "exec_stop_post"),
 )
 """Keys of a workload that the lifecycle reads; the later ones are in a trace only if they have other values than the
 default, so that a trace without them is that of an earlier version."""
@@ -158,7 +158,7 @@ def workload_settings(workload: WorkloadConfig) -> Line:
 
 
 def _later_setting(key: str, value: Any) -> Any:
-    if key == "exec_reload":  # the prefixes alone decide, and a command may contain what is secret
+    if key in HOOK_KEYS.values():  # the prefixes alone decide, and a command may contain what is secret
         return [command[0][:1] if command[0][:1] == "-" else "" for command in value]
     return _probe_settings(value) if isinstance(value, ProbeConfig) else to_json(value)
 

@@ -57,6 +57,8 @@ from nsupervisor.core.lifecycle import (
     State,
     awaits_daemon,
     goes_to_background,
+    hook_commands,
+    hook_prefixes,
     is_forking,
     is_started,
     is_up,
@@ -64,7 +66,7 @@ from nsupervisor.core.lifecycle import (
     is_watchdog_active,
     unfinished_actions,
 )
-from nsupervisor.core.phases import HOOK_KEYS, Phase
+from nsupervisor.core.phases import HOOK_KEYS, PHASES_BEFORE_PROGRAM, PHASES_WITHOUT_PROGRAM, Phase
 from nsupervisor.core.records import describe_survivors, transition_records
 from nsupervisor.core.rules.rules import Engine, Firing, Limits
 from nsupervisor.core.security import settings, values
@@ -108,7 +110,7 @@ from nsupervisor.service.state.file import ExitReport, InstanceCheckpoint
 
 if TYPE_CHECKING:
     from nsupervisor.config.probes import ProbeKind
-    from nsupervisor.keeper.entry import Entry
+    from nsupervisor.keeper.entry import Entry, KeptEntry
     from nsupervisor.service.instance.daemon_search import DaemonSearch
     from nsupervisor.service.instance.debug_sandbox import DebugSandbox
     from nsupervisor.service.instance.exec_session import ExecSession
@@ -189,6 +191,8 @@ class Actor:
     """None until it has a probe."""
     _hooks: HookCommands | None = attrs.field(init=False, default=None)
     """None until a command of a hook has run."""
+    _kept_hook: KeptEntry | None = attrs.field(init=False, default=None)
+    """The command of a hook that an earlier supervisor has begun, until `run` waits for it."""
     _changed: ConditionVariable = attrs.field(init=False, factory=ConditionVariable)
     _make_next_cgroup: MakeCgroup | None = attrs.field(init=False, default=None)
     """Makes the cgroup for its next generation; None if it keeps the present one."""
@@ -595,6 +599,7 @@ class Actor:
             command=self.workload.command,
             root=self.workload.root.path or "",
             lifecycle=self.lifecycle,
+            hook_count=self._hook_count(),
             waits_for=self.start_status.waits_for,
             is_up=self.is_up,
             edges=related(self.workload),
@@ -620,6 +625,10 @@ class Actor:
         """Return the traffic of its network, as `read_traffic` does; None for all if that is the host's."""
         has_own = self.lifecycle.is_alive and bool(self.workload.namespaces.network)
         return self.context.kernel.read_traffic(self.program.pid if has_own else None)
+
+    def _hook_count(self) -> int:
+        phase = self.lifecycle.phase
+        return len(hook_commands(self.workload, phase)) if phase in HOOK_KEYS else 0
 
     # ---- messages
 
@@ -680,6 +689,10 @@ class Actor:
                         await self._on_event(command)
                 finally:
                     handled.set()
+            case events.HookDone():
+                await self._on_event(attrs.evolve(message, is_populated=self.is_populated()))
+                if self._hooks is not None:
+                    await self._hooks.acknowledge(message)
             case events.Input():
                 await self._on_event(message)
 
@@ -865,11 +878,14 @@ class Actor:
                 self.log_event(record.event, record.level, **record.fields)
         # Save before acting: the next supervisor completes what this one has decided. A start is the exception: it is
         # saved while the keeper works on it, since the keeper's table, or the cgroup, will show it.
+        # After commands that have run before it, their end must not be handled again.
         starts = any(isinstance(action, Spawn) for action in transition.actions)
+        starts = starts and before.phase not in PHASES_BEFORE_PROGRAM
         self._has_unfinished_actions = bool(transition.actions) and not starts
         if not starts:
             self.save_checkpoint()
         self._update_store(before)
+        self._report_failed_hook(before, after)
         self.output.set_stopping(after.state is State.STOPPING)
         has_watchdog = is_watchdog_active(after, self.workload)
         if not has_watchdog:
@@ -891,6 +907,16 @@ class Actor:
         self._changed.notify()
         return True
 
+    def _report_failed_hook(self, before: Lifecycle, after: Lifecycle) -> None:
+        """Report the end of a generation whose program was not started, because of a command before it."""
+        is_over = before.phase in PHASES_BEFORE_PROGRAM and before.exit is None and after.exit is not None
+        if is_over and before.generation == after.generation and not self.start_has_failed:
+            self.last_exit = after.exit
+            assert after.exit is not None
+            self.exit_reports.report(ExitReport(after.generation, after.exit))
+            self.exit_reports.release()
+            self.save_checkpoint()
+
     async def _perform(self, action: Action) -> None:
         """Carry out one action; a failure is logged."""
         try:
@@ -905,7 +931,7 @@ class Actor:
                     for number in signums:
                         self.cgroup.send_signal(number)
                 case RunHook(phase=phase, step=step):
-                    self._run_hook(phase, step)
+                    await self._run_hook(phase, step)
                 case EndHook():
                     if self._hooks is not None:
                         self._hooks.end()
@@ -922,18 +948,96 @@ class Actor:
         except (OSError, CgroupError) as error:
             self.log_event("warning", "error", message=f"{_ACTION_NAMES[type(action)]}: {error}")
 
-    def _run_hook(self, phase: Phase, step: int) -> None:
-        generation, pid = self.lifecycle.generation, self.program.pid
-        own_pid = self.context.kernel.processes.pid_in_namespace(pid) if pid is not None else None
-        commands = self.workload.exec_reload
-        if own_pid is None or step >= len(commands):
-            self.post(events.HookDone(generation, phase, step, False, "not run: the program has ended"))
+    async def _run_hook(self, phase: Phase, step: int) -> None:
+        """Begin a command of a hook; if that is not possible, its end is posted at once.
+
+        Race: a signal to the cgroup may follow. So this returns when the command has its process, which is in there.
+        """
+        generation, commands = self.lifecycle.generation, hook_commands(self.workload, phase)
+        failed = events.HookDone(generation, phase, step, False)
+        try:
+            if step >= len(commands):
+                raise ExecRefused("a reload of the configuration has removed it")
+            if phase in PHASES_WITHOUT_PROGRAM:
+                await self._run_hook_without_program(failed, commands)
+                return
+            pid = self.program.pid
+            own_pid = self.context.kernel.processes.pid_in_namespace(pid) if pid is not None else None
+            if own_pid is None:
+                raise ExecRefused("the program has ended")
+            if phase is Phase.RELOAD:
+                self._hook_runner().run(self.id, generation, phase, step, commands[step], own_pid)
+                return
+            spec = self._exec_spec(_hook_terms(commands[step], {"MAINPID": str(own_pid)}))
+            await self._start_hook(self.id, spec, failed)
+        except (ExecRefused, IdentityError, ConfigError, CgroupError, OSError, SpawnError, KeeperLost) as error:
+            message = error.message if isinstance(error, SpawnError) else str(error)
+            self.post(attrs.evolve(failed, detail=f"not run: {message}"))
+
+    async def _run_hook_without_program(self, failed: events.HookDone, commands: Sequence[tuple[str, ...]]) -> None:
+        """Begin a command before the program, or after its end: in the empty cgroup, and in a sandbox of its own.
+
+        Raises as a start does.
+        """
+        is_first = failed.phase in PHASES_BEFORE_PROGRAM and not failed.step
+        is_first = is_first and (failed.phase is Phase.CONDITION or not self.workload.exec_condition)
+        if is_first and (unmet := await self._find_unmet_condition()) is not None:
+            self._report_start_failure(failed.generation, Exit(skipped=str(unmet)))
             return
+        variables: dict[str, str] = {}
+        if failed.phase is Phase.STOP_POST:
+            from nsupervisor.service.instance.hook_commands import environment_after_end
+
+            variables = environment_after_end(self.lifecycle, self.workload)
+        if self._debug_sandbox is not None:
+            await self._debug_sandbox.end()
+        await self._prepare_cgroup()
+        terms = _hook_terms(commands[failed.step], variables)
+        spec = self.program.hook_spec(self.workload, self.lifecycle, self.cgroup, terms)
+        await self._start_hook(None, spec, failed)
+
+    async def _start_hook(self, into: str | None, spec: Mapping[str, Any], failed: events.HookDone) -> None:
+        from nsupervisor.service.instance.hook_commands import hook_id  # few workloads have hooks
+
+        named = {**spec, "id": hook_id(self.id, failed.phase, failed.step)}
+        await self._hook_runner().start(into, named, failed)
+
+    def _hook_runner(self) -> HookCommands:
         if self._hooks is None:
             from nsupervisor.service.instance.hook_commands import HookCommands  # few workloads have hooks
 
             self._hooks = HookCommands(self.context, self.post, self._exec_spec)
-        self._hooks.run(self.id, generation, phase, step, commands[step], own_pid)
+        return self._hooks
+
+    def expect_hook(self, kept: KeptEntry) -> bool:
+        """Return whether a command of a hook is the present one, and `run` waits for it; only before `run`."""
+        from nsupervisor.service.instance.hook_commands import hook_id
+
+        lifecycle = self.lifecycle
+        if lifecycle.phase not in HOOK_KEYS or kept.entry.id != hook_id(self.id, lifecycle.phase, lifecycle.step):
+            return False
+        self._kept_hook = kept
+        return True
+
+    async def _resume_hook(self, lifecycle: Lifecycle, is_begun: bool) -> None:
+        """Wait for the command of a hook that an earlier supervisor has begun, or run it.
+
+        `is_begun`: that supervisor had begun it, so that without the keeper it is run again.
+        """
+        failed = events.HookDone(lifecycle.generation, lifecycle.phase, lifecycle.step, False)
+        kept, self._kept_hook = self._kept_hook, None
+        if lifecycle.phase is Phase.RELOAD:
+            self.post(attrs.evolve(failed, detail="has ended with the earlier supervisor"))
+        elif kept is not None:
+            self._hook_runner().resume(kept, failed)
+        else:
+            name = f"{HOOK_KEYS[lifecycle.phase]}[{lifecycle.step}]"
+            if is_begun:
+                text = f"{name} is run again: it has ended with the supervisor and the keeper that had begun it"
+                self.log_event("hook repeated", "warning", message=text)
+            if lifecycle.phase in PHASES_WITHOUT_PROGRAM:
+                await self._clear_failed_start()
+            await self._run_hook(lifecycle.phase, lifecycle.step)
 
     async def _send_signals(self, *signums: int) -> bool:
         """Send signals to the program, in this order; return False if it has ended."""
@@ -974,7 +1078,9 @@ class Actor:
     async def _try_spawn(self, generation: int) -> bool:
         """Start a generation; return whether the outcome is known, which is also the case if the start has failed."""
         try:
-            if (unmet := await self._find_unmet_condition()) is not None:
+            # Commands that have run before the program may have changed what the conditions are about.
+            has_begun = self.workload.exec_condition or self.workload.exec_start_pre
+            if not has_begun and (unmet := await self._find_unmet_condition()) is not None:
                 self._report_start_failure(generation, Exit(skipped=str(unmet)))
                 return True
             if self._debug_sandbox is not None:
@@ -1219,12 +1325,11 @@ class Actor:
 
     async def _complete(self, lifecycle: Lifecycle, saved: InstanceCheckpoint | None) -> None:
         """Carry out what led to the present state, if that is unknown, and report an outdated program."""
-        if lifecycle.phase in HOOK_KEYS:
-            detail = "has ended with the earlier supervisor"
-            self.post(events.HookDone(lifecycle.generation, lifecycle.phase, lifecycle.step, False, detail))
         if saved is not None and saved.has_unfinished_actions and saved.lifecycle.generation == lifecycle.generation:
             for action in unfinished_actions(lifecycle, self.workload):
                 await self._perform(action)
+        if lifecycle.phase in HOOK_KEYS and not self.start_has_failed:
+            await self._resume_hook(lifecycle, saved is not None and not saved.has_unfinished_actions)
         if lifecycle.exit is not None and not self.is_populated():
             self.post(events.Emptied(lifecycle.generation))
         if saved is not None and saved.spawn_digest and lifecycle.state is not State.STOPPING:
@@ -1291,6 +1396,11 @@ class Actor:
 
 def _is_same_reload(begun: Lifecycle, now: Lifecycle) -> bool:
     return now.is_reloading and (now.generation, now.phase_since) == (begun.generation, begun.phase_since)
+
+
+def _hook_terms(command: tuple[str, ...], variables: Mapping[str, str]) -> ExecTerms:
+    program = command[0].removeprefix(hook_prefixes(command))
+    return ExecTerms((program, *command[1:]), environment=variables)
 
 
 def generation_of(id_: str) -> int:

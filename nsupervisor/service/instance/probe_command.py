@@ -11,6 +11,7 @@ import trio
 from nsupervisor.api.control import ExecRefused, ExecTerms
 from nsupervisor.config.probes import ProbeConfig
 from nsupervisor.core.probes import ProbeResult
+from nsupervisor.keeper.entry import Entry
 from nsupervisor.keeper.messages import KeeperLost, SpawnError
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.exec_session import describe_end
@@ -61,6 +62,16 @@ async def _run(
         return ProbeResult(None, str(error))
     finally:
         streams.close_child_ends()
+    try:
+        return await wait_for_end(entry, streams, timeout_s)
+    finally:
+        if not entry.has_ended:  # it took too long, or its program is not probed any more
+            with trio.CancelScope(shield=True):
+                await context.keeper.signal(entry.id, signal.SIGKILL)
+
+
+async def wait_for_end(entry: Entry, streams: ExecStreams, timeout_s: float) -> ProbeResult:
+    """Wait for the end of a command, and read its output meanwhile; the caller ends one that has taken too long."""
     output, is_in_time = bytearray(), False
     are_read = trio.Event()
 
@@ -74,19 +85,14 @@ async def _run(
                 reading.start_soon(read, number)
         are_read.set()
 
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(read_all)
-            with trio.move_on_after(timeout_s):
-                await entry.wait_ended()
-                is_in_time = True
-            with trio.move_on_after(_LONGEST_READ_S * is_in_time):
-                await are_read.wait()
-            nursery.cancel_scope.cancel()
-    finally:
-        if not entry.has_ended:  # it took too long, or its program is not probed any more
-            with trio.CancelScope(shield=True):
-                await context.keeper.signal(entry.id, signal.SIGKILL)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_all)
+        with trio.move_on_after(timeout_s):
+            await entry.wait_ended()
+            is_in_time = True
+        with trio.move_on_after(_LONGEST_READ_S * is_in_time):
+            await are_read.wait()
+        nursery.cancel_scope.cancel()
     if not is_in_time:
         return ProbeResult(False, f"no end within {timeout_s:g} s")
     return _result(describe_end(entry), output.decode(errors="replace"))

@@ -532,6 +532,27 @@ class Program:
         del spec["requires_security"]
         return spec, spec.pop("directories", ())
 
+    def hook_spec(
+        self, workload: WorkloadConfig, lifecycle: Lifecycle, cgroup: Cgroup, terms: ExecTerms
+    ) -> dict[str, Any]:
+        """Return the specification of a command that runs before the program or after its end; make its directories.
+
+        It is confined as the program is, in namespaces of its own. Raises as `debug_spec`.
+        """
+        if workload.root.image is not None and workload.root.path is None:
+            from nsupervisor.images.errors import ImageUnavailableError
+
+            raise ImageUnavailableError(_missing_image(workload))
+        spec, directories = self.debug_spec(workload, lifecycle, cgroup, terms)
+        spec.pop("descriptors", None)  # the program gets the sockets
+        owner = host_owner(spec)
+        if directories:
+            self._directories = directories
+            self.context.kernel.make_directories(directories, owner)
+        if spec.get("root", {}).get("overlay"):
+            self.context.kernel.make_overlay_directory(spec)
+        return spec
+
     async def find_start_obstacle(
         self, workload: WorkloadConfig, generation: int, cgroup: Cgroup
     ) -> StartObstacle | None:

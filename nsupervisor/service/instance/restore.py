@@ -10,6 +10,7 @@ from nsupervisor.cgroups import Cgroup
 from nsupervisor.config.expansion import Instance
 from nsupervisor.config.model import Resources, WorkloadConfig
 from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.phases import PHASES_BEFORE_PROGRAM
 from nsupervisor.keeper.connection import KeeperConnection
 from nsupervisor.keeper.messages import Child, Ended, Execed, Spawned
 from nsupervisor.service.context import ServiceContext
@@ -96,7 +97,7 @@ async def reattach(actor: Actor, keeper: KeeperConnection, without_descriptors: 
     `without_descriptors`: this supervisor has none of its descriptors yet. If no process of it is found, its start is
     repeated; if its start has failed, there is none. Raises KeeperLost; the next keeper is then given all programs.
     """
-    if actor.start_has_failed:
+    if actor.start_has_failed or actor.lifecycle.phase in PHASES_BEFORE_PROGRAM:
         return
     id_, generation, program = actor.id, actor.lifecycle.generation, actor.program
     is_starting, processes = actor.lifecycle.state is State.STARTING, actor.context.kernel.processes

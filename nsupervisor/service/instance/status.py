@@ -34,6 +34,8 @@ class InstanceStatus:
     root: str
     """The path of its root file system; "": it has that of the host."""
     lifecycle: Lifecycle
+    hook_count: int
+    """The number of commands in its phase, if that has some."""
     waits_for: str
     """The workloads that a pending start waits for, in words, or ""."""
     is_up: bool
@@ -74,7 +76,7 @@ class InstanceStatus:
             "command": list(self.command),
             "root": self.root,
             "state": lifecycle.state.value,
-            "phase": describe_phase(lifecycle.phase, lifecycle.step),
+            "phase": describe_phase(lifecycle.phase, lifecycle.step, self.hook_count),
             "reason": self.waits_for or f"{self._reason(now)}{_LEFT if self.has_left else ''}",
             "pid": self.pid if lifecycle.is_alive else None,
             "generation": lifecycle.generation,

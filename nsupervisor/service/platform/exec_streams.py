@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -27,6 +27,11 @@ class ExecStreams(Protocol):
     @property
     def outputs(self) -> int:
         """The number of output streams: 2, or 1 for a terminal."""
+        ...
+
+    @property
+    def output_fds(self) -> tuple[int, ...]:
+        """The descriptors to read its output, which stay this object's own."""
         ...
 
     def close_child_ends(self) -> None:
@@ -78,7 +83,7 @@ class PipeStreams:
             raise
         self._child_fds: tuple[int, ...] = (opened[0], opened[3], opened[5])
         self._input = None if opened[1] < 0 else trio.lowlevel.FdStream(opened[1])
-        self._outputs = trio.lowlevel.FdStream(opened[2]), trio.lowlevel.FdStream(opened[4])
+        self._outputs: tuple[trio.lowlevel.FdStream, ...] = tuple(map(trio.lowlevel.FdStream, (opened[2], opened[4])))
 
     @property
     def child_fds(self) -> tuple[int, ...]:
@@ -87,6 +92,10 @@ class PipeStreams:
     @property
     def outputs(self) -> int:
         return len(self._outputs)
+
+    @property
+    def output_fds(self) -> tuple[int, ...]:
+        return tuple(stream.fileno() for stream in self._outputs)
 
     def close_child_ends(self) -> None:
         _close(self._child_fds)
@@ -147,6 +156,10 @@ class TerminalStreams:
     def outputs(self) -> int:
         return 1
 
+    @property
+    def output_fds(self) -> tuple[int, ...]:
+        return (self._master.fileno(),)
+
     def close_child_ends(self) -> None:
         if self._slave >= 0:
             os.close(self._slave)
@@ -181,6 +194,16 @@ class TerminalStreams:
         self._master.close()
 
 
+class OutputStreams(PipeStreams):
+    """The output of a command that an earlier supervisor has begun."""
+
+    def __init__(self, fds: Sequence[int]) -> None:
+        """Own the descriptors, the ends to read; without any, there is no output."""
+        self._child_fds = ()
+        self._input = None
+        self._outputs = tuple(trio.lowlevel.FdStream(fd) for fd in fds)
+
+
 OpenExecStreams = Callable[[bool, tuple[int, int] | None, tuple[int, int] | None], ExecStreams]
 """Opens the streams: whether there is input, the size of the terminal or None, and the command's (uid, gid) or None."""
 
@@ -188,6 +211,10 @@ OpenExecStreams = Callable[[bool, tuple[int, int] | None, tuple[int, int] | None
 def open_exec_streams(has_input: bool, terminal: tuple[int, int] | None, owner: tuple[int, int] | None) -> ExecStreams:
     """Open the streams of a command. Raises OSError."""
     return PipeStreams(has_input, owner) if terminal is None else TerminalStreams(terminal, has_input, owner)
+
+
+AdoptExecOutputs = Callable[[Sequence[int]], ExecStreams]
+"""Makes streams of the ends to read the output of a command, which it owns from then on."""
 
 
 def _give_to(fd: int, owner: tuple[int, int] | None) -> None:

@@ -30,7 +30,12 @@ from nsupervisor.linux.files import KERNEL_FILES, Files
 from nsupervisor.linux.privileges import Privileges, own_privileges
 from nsupervisor.logs import Pipe
 from nsupervisor.notify_socket import NotifySocket, notify_socket
-from nsupervisor.service.platform.exec_streams import OpenExecStreams, open_exec_streams
+from nsupervisor.service.platform.exec_streams import (
+    AdoptExecOutputs,
+    OpenExecStreams,
+    OutputStreams,
+    open_exec_streams,
+)
 from nsupervisor.service.platform.images import ResolveImages, forget_image_use, note_image_use, resolve_images
 from nsupervisor.service.platform.isolation import Isolate, isolate
 from nsupervisor.service.platform.listeners import LinuxListeners, Listeners
@@ -99,6 +104,7 @@ class Kernel:
     open_notify_socket: OpenNotifySocket = notify_socket
     open_exec_streams: OpenExecStreams = open_exec_streams
     """Opens the input and output of a command that is executed in a workload. Raises OSError."""
+    adopt_exec_outputs: AdoptExecOutputs = OutputStreams
     is_part_of: IsPartOf = is_part_of
     release_frozen: Callable[[Collection[int]], FrozenProcesses | None] = release_frozen
     """Moves those of these processes that other programs have frozen to where they run, see `cgroups.freezer`."""

@@ -68,6 +68,7 @@ async def take_over(
 ) -> int:
     """Find the programs that the keeper does not have, before any actor runs; return the number of those that live."""
     records, keeper = saved.instances, context.keeper
+    await _take_over_hooks(actors, context)
     for name, actor in actors.items():
         own, lifecycle = {child.id for child in children.get(name, ())}, actor.lifecycle
         with actor.contain_errors("cannot take over what runs"):
@@ -89,6 +90,19 @@ async def take_over(
         actor.exit_reports.release()
     keeper.release_waiters()
     return sum(actor.lifecycle.is_alive for actor in actors.values())
+
+
+async def _take_over_hooks(actors: Mapping[str, Actor], context: ServiceContext) -> None:
+    """Find the commands of hooks that the keeper has kept; end those that no actor waits for."""
+    if not context.keeper.direct.kept_at_start:
+        return
+    from nsupervisor.service.instance.hook_commands import discard  # there are few
+
+    with suppress(KeeperLost):
+        for kept in await context.keeper.direct.list_kept():
+            actor = actors.get(kept.entry.id.partition("/")[0].rpartition("#")[0])
+            if actor is None or not actor.expect_hook(kept):
+                context.nursery.start_soon(discard, context, kept)
 
 
 # ---- without the keeper that started the program

@@ -100,6 +100,9 @@ def a_workload(rnd: random.Random, name: str) -> WorkloadConfig:
     )
 
 
+HOOKS = ("condition", "start_pre", "start_post", "stop", "stop_post")
+
+
 def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadConfig:
     """Draw the keys that version 0.1.0 did not have."""
     port = TcpSocket(port=80)
@@ -110,6 +113,7 @@ def with_later_keys(rnd: random.Random, workload: WorkloadConfig) -> WorkloadCon
         restart_prevent_exit_status=rnd.choice(((), (), (1, "SIGKILL"))),
         restart_force_exit_status=rnd.choice(((), (), (0, "SIGSEGV"))),
         exec_reload=rnd.choice(((), (), (("true",), ("-false",)))),
+        **{f"exec_{hook}": rnd.choice(((), (), (), (("true",), ("-false",)))) for hook in HOOKS},
         reload_signal=rnd.choice((None, None, 1)),
         startup=rnd.choice((None, None, StartupConfig(tcp_socket=port, termination_grace_period_sec=0.3))),
         readiness=rnd.choice((None, None, ReadinessConfig(tcp_socket=port))),

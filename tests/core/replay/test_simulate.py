@@ -328,6 +328,8 @@ def test_every_event_can_be_told():
         "step": 1,
         "is_success": True,
         "detail": "exit code 3",
+        "code": 3,
+        "is_populated": True,
         "requested_by": "boot",
     }
     for kind in INPUTS.values():

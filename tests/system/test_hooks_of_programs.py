@@ -1,0 +1,85 @@
+"""Commands before and after real programs: `exec_condition` to `exec_stop_post`."""
+
+import os
+
+import pytest
+import trio
+
+from tests.needs import needs
+from tests.system.service import service
+from tests.timing import deadline
+
+pytestmark = needs("root", "cgroup")
+
+
+def lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+async def test_hooks_run_in_their_order(tmp_path):
+    out = tmp_path / "out"
+    site = f"""
+    [workload.web]
+    command = ["/bin/sh", "-c", "echo program >> {out}; exec sleep 1000"]
+    exec_condition = ["/bin/sh", "-c", "echo condition >> {out}"]
+    exec_start_pre = [["-false"], ["/bin/sh", "-c", "echo pre >> {out}"]]
+    exec_start_post = ["/bin/sh", "-c", "echo post $(cat /proc/$MAINPID/comm) >> {out}"]
+    exec_stop = ["/bin/sh", "-c", "echo stop $(cat /proc/$MAINPID/comm) >> {out}"]
+    exec_stop_post = ["/bin/sh", "-c", "echo stop-post $SERVICE_RESULT $EXIT_CODE $EXIT_STATUS >> {out}"]
+    [workload.after]
+    command = ["/bin/sh", "-c", "echo after >> {out}; exec sleep 1000"]
+    requires = ["web"]
+    [workload.skipped]
+    command = ["sleep", "1000"]
+    exec_condition = ["/bin/sh", "-c", "exit 3"]
+    [workload.fails]
+    command = ["sleep", "1000"]
+    exec_start_pre = [["true"], ["/bin/sh", "-c", "echo no disk >&2; exit 3"]]
+    restart = "no"
+    """
+    async with service(tmp_path, site) as it:
+        await it.record(event="started", workload="after")
+        await it.until(lambda: {"after", "program"} <= set(lines(out)))
+        assert lines(out)[:2] == ["condition", "pre"]
+        assert [line.split()[0] for line in lines(out) if line != "program"][2:] == ["post", "after"]
+        assert (await it.record(event="state", workload="skipped", to="exited"))["reason"].startswith("skipped: ")
+        failed = await it.record(event="hook failed", workload="fails")
+        assert failed["message"].startswith("exec_start_pre[1] exit code 3: no disk, after ")
+        assert (await it.record(event="state", workload="fails", to="failed"))["reason"] == failed["message"]
+        await it.cli("stop", "web")
+        assert [line.split()[0] for line in lines(out)[-2:]] == ["stop", "stop-post"]
+        assert lines(out)[-1] == "stop-post success killed TERM"
+
+
+@pytest.mark.parametrize("hook", ["exec_start_pre", "exec_start_post", "exec_stop", "exec_stop_post"])
+async def test_the_next_supervisor_waits_for_a_hook_and_does_not_repeat_it(tmp_path, hook):
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    os.mkfifo(gate)
+    command = f"echo begun >> {out}; read line < {gate}; echo ended >> {out}"
+    site = f"""
+    [workload.web]
+    command = ["sleep", "1000"]
+    {hook} = ["/bin/sh", "-c", "{command}"]
+    security = {{ profile = "none" }}
+    """
+    async with service(tmp_path, site, status=-9) as it, trio.open_nursery() as nursery:
+        if hook.startswith("exec_stop"):
+            await it.record(event="started", workload="web")
+            nursery.start_soon(it.cli_result, "stop", "web")
+        await it.until(out.exists)
+        assert (await it.status("web"))["phase"] == f"{hook} 1/1"
+        it.process.kill()
+        await it.process.wait()
+    async with service(tmp_path, site) as it:
+        assert (await it.status("web"))["phase"] == f"{hook} 1/1"
+        await trio.to_thread.run_sync(gate.write_text, "go\n")
+        with trio.fail_after(deadline(20)):
+            while (await it.status("web"))["phase"]:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert lines(out) == ["begun", "ended"]
+        status = await it.status("web")
+        if hook == "exec_start_pre":
+            await it.record(event="state", workload="web", to="running")
+        else:
+            assert status["state"] == ("running" if hook == "exec_start_post" else "stopped")
+        assert status["generation"] == 1
