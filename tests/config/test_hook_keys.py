@@ -14,7 +14,7 @@ SITE = '[workload.web]\ncommand = ["a"]\n'
         ("type = 'oneshot'\nexec_stop = ['true']", "use exec_stop_post"),
         ("exec_start_pre = ['true']\nnamespaces = { pid = false }", "needs a PID namespace that ends what it leaves"),
         ("exec_stop_post = ['true']\nnamespaces = { uts = 'path:/run/x' }", "cannot join namespaces (uts)"),
-        ("exec_stop = ['true']\nkill_mode = 'process'", "this kill_mode leaves processes"),
+        ("exec_stop = ['true']\nkill_mode = 'process'\nnamespaces = { pid = false }", "this kill_mode leaves"),
         (f"exec_condition = {[['true']] * 17}", "has more than 16 commands; write a script"),
         ("exec_stop_post = ['@true']", 'the unknown prefix "@"'),
     ],
