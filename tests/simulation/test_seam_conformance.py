@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 
-from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY
+from nsupervisor.linux.inotify import IN_IGNORED, IN_MODIFY, InotifyEvent
 from tests.needs import needs
 from tests.simulation.sides import KernelSide, Side, SimulatedSide, kernel_side, outcome
 
@@ -266,7 +266,7 @@ def test_watches(side: Side) -> None:
     notifications.remove(1)
     notifications.remove(1)
     assert side.queued(notifications, 1) == 1
-    assert notifications.read() == [(1, IN_IGNORED)]
+    assert notifications.read() == [InotifyEvent(1, IN_IGNORED)]
     assert notifications.read() == []
 
 
@@ -290,7 +290,7 @@ def test_each_change_of_an_event_file_is_notified_here_and_above(side: Side) -> 
     side.cgroups.write(f"{cgroup}/cgroup.freeze", "0")
     assert _changes(side, notifications, 1) == {here}
     notifications.remove(above)
-    assert notifications.read() == [(above, IN_IGNORED)]
+    assert notifications.read() == [InotifyEvent(above, IN_IGNORED)]
     side.start(cgroup)
     assert _changes(side, notifications, 1) == {here}
 
@@ -313,7 +313,7 @@ def test_an_event_is_merged_with_an_equal_one_at_the_end_of_the_queue_only(side:
     for cgroup, value, queued in ((0, "1", 1), (0, "0", 1), (1, "1", 2), (1, "0", 2), (0, "1", 3)):
         side.cgroups.write(f"{cgroups[cgroup]}/cgroup.freeze", value)
         assert side.queued(notifications, queued) == queued
-    assert notifications.read() == [(1, IN_MODIFY), (2, IN_MODIFY), (1, IN_MODIFY)]
+    assert notifications.read() == [InotifyEvent(1, IN_MODIFY), InotifyEvent(2, IN_MODIFY), InotifyEvent(1, IN_MODIFY)]
     assert notifications.read() == []
 
 
@@ -326,7 +326,7 @@ def test_changes_within_a_moment_are_notified_once_more_at_its_end(side: Side) -
     for value in "10101":
         side.cgroups.write(f"{cgroup}/cgroup.freeze", value)
     assert side.queued(notifications, 1) == 1
-    assert notifications.read() == [(wd, IN_MODIFY)]
+    assert notifications.read() == [InotifyEvent(wd, IN_MODIFY)]
     assert side.cgroups.read_text(f"{cgroup}/cgroup.events") == EMPTY_FROZEN
 
 
