@@ -78,6 +78,21 @@ def test_a_cgroup_that_was_killed_while_the_disk_was_full_starts_programs_after_
 
 
 @pytest.mark.parametrize("call", range(1, 60))
+def test_a_program_is_heard_after_both_processes_died_although_the_disk_was_full_at_first(call: int) -> None:
+    steps = (
+        Step(0.013, "disk full", value="0.05"),
+        Step(0.028, "edit", "watchdog", '"1s"'),
+        Step(3.609, "reload", "type", "simple"),
+        Step(5.541, "reload", "type", "simple"),
+        Step(5.541, "crash by call", value=str(call)),
+        Step(5.602, "keeper dies", value="now"),
+    )
+    history = History(301222, NOTIFY, steps)
+    history.run()
+    assert history.watch.problems == []
+
+
+@pytest.mark.parametrize("call", range(1, 60))
 def test_a_start_that_failed_before_a_crash_is_not_repeated_with_its_number(call: int) -> None:
     steps = (
         Step(0.6, "spawn fails"),

@@ -37,3 +37,13 @@ def test_the_key_is_for_nobody_else_and_a_torn_one_is_replaced(tmp_path: Path) -
 def test_without_a_place_for_it_there_is_one_for_this_supervisor(tmp_path: Path) -> None:
     keyed_digest = open_keyed_digest(tmp_path / "nowhere")
     assert keyed_digest.differs(keyed_digest.digest(TOKEN), {})
+
+
+def test_a_key_that_could_not_be_written_is_written_when_it_is_used(tmp_path: Path) -> None:
+    """A disk that is full while the service starts has space again when a program gets a path made with the key."""
+    directory = tmp_path / "later"
+    keyed_digest = open_keyed_digest(directory)
+    directory.mkdir()
+    token = keyed_digest.token("web#1")
+    assert open_keyed_digest(directory).token("web#1") == token
+    assert not (directory / "key.new").exists()
