@@ -32,6 +32,7 @@ _RESOLVE_IN_ROOT = 0x10
 _ANY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = _ANY | os.O_DIRECTORY
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_SHOWN = 256
 _MAX_LINKS = 40  # the kernel's own limit, path_resolution(7)
 
 
@@ -558,6 +559,13 @@ def walk_directories(path: str, on_directory: Callable[[int, str, bool], None]) 
         walk.close()
 
 
+def _shown(target: str) -> str:
+    """Return the target of a link as a message shows it. Another user may have chosen it, to forge lines."""
+    if len(target) > _MAX_SHOWN:
+        target = f"{target[:_MAX_SHOWN]}…"
+    return target if target.isprintable() else repr(target)
+
+
 class _Walk:
     """Goes along a path part by part, through the links of trusted users; with `follows_all`, through all links."""
 
@@ -627,7 +635,7 @@ class _Walk:
             self._foreign_links.append(status.st_uid)
         else:
             place = "/".join([*(name for name, _, _ in self._stack), name])
-            target = os.readlink("", dir_fd=link)
+            target = _shown(os.readlink("", dir_fd=link))
             raise UntrustedPathError(
                 f"{place} is a symbolic link to {target}, which is not followed, as other users may control it; "
                 "write the path without it"

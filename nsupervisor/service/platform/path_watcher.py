@@ -128,7 +128,9 @@ class InotifyWatcher:
                 status = os.fstat(fd)
                 if path.condition != "path_exists" and stat.S_ISDIR(status.st_mode):
                     watches.append(Watch(self._add(fd, _NAMES if path.is_level else changes), None, True))
-                    look = _look_into(fd, status, path, own_logs)
+                    look, is_complete = _look_into(fd, status, path, own_logs)
+                    if path.is_level and not look.holds and not is_complete:
+                        return WatchedLook(None, tuple(watches), _too_large(path))
                 else:
                     is_there = path.condition == "path_exists"
                     look = PathLook(is_there, _fingerprint_of(status))
@@ -144,6 +146,13 @@ class InotifyWatcher:
         return self._inotify.add(f"/proc/self/fd/{fd}", mask | IN_ONLYDIR | IN_MASK_ADD)
 
 
+def _too_large(path: PathConfig) -> str:
+    return (
+        f"cannot watch {path.path}: its directory has more than {MAX_ENTRIES} names, and none of those that were read "
+        "counts; remove the others, or use a directory of its own"
+    )
+
+
 def _describe(error: OSError, path: PathConfig) -> str:
     if error.errno == errno.ENOSPC:
         return f"cannot watch {path.path}: raise fs.inotify.max_user_watches, sysctl(8)"
@@ -155,8 +164,13 @@ def _fingerprint_of(status: os.stat_result) -> str:
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
-def _look_into(directory: int, status: os.stat_result, path: PathConfig, own_logs: Sequence[str]) -> PathLook:
-    """Look at the names in a directory that count, and their files; not at what links lead to."""
+def _look_into(
+    directory: int, status: os.stat_result, path: PathConfig, own_logs: Sequence[str]
+) -> tuple[PathLook, bool]:
+    """Look at the names in a directory that count, and their files; not at what links lead to.
+
+    The second result is whether all names were read.
+    """
     found: list[str] = []
     is_complete = True
     fd = os.open(f"/proc/self/fd/{directory}", os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -175,4 +189,4 @@ def _look_into(directory: int, status: os.stat_result, path: PathConfig, own_log
         os.close(fd)
     digest = blake2b("\0".join(sorted(found)).encode(errors="surrogateescape"), digest_size=12).hexdigest()
     suffix = "" if is_complete else f" {_fingerprint_of(status)}"
-    return PathLook(bool(found), f"{len(found)} {digest}{suffix}")
+    return PathLook(bool(found), f"{len(found)} {digest}{suffix}"), is_complete

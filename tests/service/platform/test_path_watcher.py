@@ -136,6 +136,22 @@ def test_a_large_directory_is_read_in_part(
     assert before.look.fingerprint != after.look.fingerprint
 
 
+def test_a_large_directory_in_which_nothing_that_was_read_counts_is_a_problem(
+    watcher: InotifyWatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user may fill a directory with names that do not count, so that what counts is not found."""
+    monkeypatch.setattr(path_watcher, "MAX_ENTRIES", 3)
+    path = PathConfig(path_exists_glob=str(tmp_path / "*.job"))
+    for number in range(4):
+        (tmp_path / str(number)).touch()
+    look = watcher.look(path, ())
+    assert look.look is None
+    assert "has more than 3 names, and none of those that were read counts" in look.problem
+    os.unlink(tmp_path / "0")
+    assert "0" in {event.name for event in watcher.read()}
+    assert watcher.look(path, ()).problem == ""
+
+
 def test_a_missing_directory_is_made(watcher: InotifyWatcher, tmp_path: Path) -> None:
     os.chmod(tmp_path, 0o755)
     path = tmp_path / "a" / "spool"
@@ -163,6 +179,16 @@ def test_a_link_of_another_user_is_not_followed(watcher: InotifyWatcher, tmp_pat
     (theirs / "link").touch()
     assert "link" in names(watcher, look)  # so it is looked at again when it is mended
     assert watcher.look(changed(theirs / "link"), ()).problem == ""
+
+
+@needs("root")
+def test_a_link_of_another_user_writes_no_lines_into_a_message(watcher: InotifyWatcher, tmp_path: Path) -> None:
+    os.symlink(b"/x\xff\n\x1b[31mother: running" + b"/y" * 1000, tmp_path / "link")
+    os.chown(tmp_path / "link", 65534, 65534, follow_symlinks=False)
+    problem = watcher.look(changed(tmp_path / "link"), ()).problem
+    assert problem.isprintable()
+    assert "link to '/x\\udcff\\n\\x1b[31mother: running/y" in problem
+    assert len(problem) < 1000
 
 
 async def test_an_event_wakes_the_reader(watcher: InotifyWatcher, tmp_path: Path) -> None:
