@@ -48,8 +48,24 @@ LOOK_TIMEOUT_S = 10.0
 RETRY_INTERVAL_S = 60.0
 """Seconds until a path with a problem is looked at again, and between two records of its problems."""
 MAX_LOOKS = 8
-"""Looks at the same time: a file system that does not answer keeps a thread each."""
+"""Looks at the same time. One that has not answered does not count any more; its path has no other before it ends."""
 NO_CHECKPOINTS: Mapping[str, PathCheckpoint] = {}
+
+
+@attrs.define(eq=False)
+class _Call:
+    """A look in a thread, which cannot be ended if its file system does not answer."""
+
+    watcher: PathWatcher
+    is_running: bool = False
+
+    def run(self, config: PathConfig, own_logs: tuple[str, ...]) -> WatchedLook:
+        """Look; in the thread."""
+        self.is_running = True
+        try:
+            return self.watcher.look(config, own_logs)
+        finally:
+            self.is_running = False
 
 
 @attrs.define(eq=False)
@@ -69,6 +85,7 @@ class _Trigger:
     """Whether an action has begun that is saved as pending."""
     has_changed: bool = False
     """Whether an event since the latest look is about the path itself."""
+    latest_call: _Call | None = None
     reported_at: float = -RETRY_INTERVAL_S
     hint: trio.Event = attrs.field(factory=trio.Event)
     """Set when there is a reason to look."""
@@ -110,6 +127,13 @@ class _Trigger:
                 break
             await trio.sleep_until(until)
         self.hint = trio.Event()
+
+    def begin_call(self, watcher: PathWatcher) -> _Call | None:
+        """Return a new look for a thread; None while the one before has not answered: it would keep another thread."""
+        if self.latest_call is not None and self.latest_call.is_running:
+            return None
+        self.latest_call = _Call(watcher)
+        return self.latest_call
 
     def begin_look(self) -> bool:
         """Forget the reasons to look; return whether one of them was an event about the path itself."""
@@ -248,8 +272,8 @@ class PathTriggers:
                 result = await self._look(self._watcher, trigger)
                 if trigger.scope.cancel_called:
                     return
-                self._set_watches(trigger, result.watches)
-                self._report(trigger, result.watches, result.problem)
+                is_watched = self._set_watches(trigger, result.watches)
+                self._report(trigger, result.watches, result.problem or ("" if is_watched else _watches_text(trigger)))
                 self._apply_early_events()
                 if result.look is not None:
                     state = on_look(trigger.state, trigger.config, result.look, has_changed)
@@ -261,15 +285,19 @@ class PathTriggers:
                 await trio.sleep(min(max(pause, MIN_PAUSE_S), MAX_PAUSE_S))
 
     async def _look(self, watcher: PathWatcher, trigger: _Trigger) -> WatchedLook:
-        self._looking += 1
-        try:
-            with trio.move_on_after(LOOK_TIMEOUT_S):
-                result: WatchedLook = await call_in_thread(
-                    watcher.look, trigger.config, trigger.own_logs, abandon_on_cancel=True, limiter=self._slots
-                )
-                return result
-        finally:
-            self._looking -= 1
+        async with self._slots:
+            self._looking += 1
+            try:
+                with trio.move_on_after(LOOK_TIMEOUT_S):
+                    if (call := trigger.begin_call(watcher)) is not None:
+                        result: WatchedLook = await call_in_thread(
+                            *(call.run, trigger.config, trigger.own_logs),
+                            abandon_on_cancel=True,
+                            limiter=trio.CapacityLimiter(1),  # the default one is for all of the service
+                        )
+                        return result
+            finally:
+                self._looking -= 1
         return WatchedLook(None, trigger.watches, f"{trigger.config.path} does not answer: look at its file system")
 
     def _report(self, trigger: _Trigger, watches: tuple[Watch, ...], problem: str) -> None:
@@ -324,8 +352,8 @@ class PathTriggers:
             elif self._looking:
                 self._early.append(event)
 
-    def _set_watches(self, trigger: _Trigger, watches: tuple[Watch, ...]) -> None:
-        """Replace the watches of a trigger; those that no trigger has any more end."""
+    def _set_watches(self, trigger: _Trigger, watches: tuple[Watch, ...]) -> bool:
+        """Replace the watches of a trigger, and end those that no trigger has; return whether the limit allows all."""
         wanted: dict[int, list[Watch]] = {}
         for watch in watches:
             wanted.setdefault(watch.wd, []).append(watch)
@@ -336,11 +364,15 @@ class PathTriggers:
                 del self._interests[wd]
                 if self._watcher is not None:
                     self._watcher.remove(wd)
+        is_complete = True
         for wd, those in wanted.items():
             if wd in self._interests or len(self._interests) < MAX_WATCHES:
                 self._interests.setdefault(wd, {})[trigger] = those
-            elif self._watcher is not None:
-                self._watcher.remove(wd)
+            else:
+                is_complete = False
+                if self._watcher is not None:
+                    self._watcher.remove(wd)
+        return is_complete
 
     # ---- actions
 
@@ -423,6 +455,13 @@ def _own_logs(workload: WorkloadConfig, path: PathConfig, log_directory: str) ->
     """Return the names of the workload's log files in the directory of a path."""
     files = workload.own_log_files(log_directory)
     return tuple(os.path.basename(file) for file in files if os.path.dirname(file) == path.watched_path)
+
+
+def _watches_text(trigger: _Trigger) -> str:
+    return (
+        f"cannot watch {trigger.config.path}: the service has {MAX_WATCHES} watches, the most that it makes; it looks "
+        f"every {RETRY_INTERVAL_S:g} s instead: remove other paths"
+    )
 
 
 def _limit_text(trigger: _Trigger) -> str:

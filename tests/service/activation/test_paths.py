@@ -1,8 +1,11 @@
 """Starts, restarts and reloads because of files, on the simulated machine."""
 
+from typing import Any
+
 import pytest
 import trio
 
+from nsupervisor.config.paths import PathConfig
 from nsupervisor.service.activation import paths as path_triggers
 from tests.service.simulated import Client, make_site, serve, simulated, workload
 
@@ -222,10 +225,55 @@ def test_a_suspended_path_stays_suspended_after_a_kill() -> None:
     assert serve(site, look) == 0
 
 
-@simulated(JOB)
-async def test_there_are_never_more_watches_than_the_limit(service: Client) -> None:
-    await watched(service)
-    assert len(service.site.file_tree.watchers[0].watched) <= path_triggers.MAX_WATCHES
-    await service.reload(workload("other", "autostart = false"))
-    await trio.sleep(5)
-    assert service.site.file_tree.watchers[0].watched == {}
+def on_change(name: str) -> str:
+    """Return a job that /NAME/file starts."""
+    return workload(name, f'paths = [{{ path_changed = "/{name}/file" }}]', 'type = "oneshot"', program="exit=0@1")
+
+
+def test_there_are_never_more_watches_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    # each file needs two: of its directory and, as the simulated file does not exist, of a directory of its name
+    monkeypatch.setattr(path_triggers, "MAX_WATCHES", 4)
+
+    async def look(service: Client) -> None:
+        await trio.sleep(5)
+        watcher = service.site.file_tree.watchers[0]
+        assert len(watcher.watched) == 4
+        (unwatched,) = (name for name in "abc" if not trigger(service, name)["is_watched"])
+        (record,) = service.records("warning", unwatched)
+        assert "the service has 4 watches, the most that it makes" in record["message"]
+        assert trigger(service, unwatched)["problem"] == record["message"]
+        service.site.file_tree.write(f"/{unwatched}/file")
+        await service.until_true(lambda: starts(service, unwatched) == 1)  # it looks all the same, from time to time
+        assert len(watcher.watched) <= 4
+        await service.reload(on_change(unwatched))
+        await watched(service, unwatched)  # there is room now
+        await service.reload(workload("other", "autostart = false"))
+        await trio.sleep(5)
+        assert watcher.watched == {}
+
+    assert serve(make_site("".join(map(on_change, "abc"))), look) == 0
+
+
+def test_file_systems_that_do_not_answer_are_a_problem_of_their_paths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(path_triggers, "MAX_LOOKS", 1)
+    threads: list[str] = []
+
+    async def call(run: Any, config: PathConfig, own_logs: Any, *, limiter: trio.CapacityLimiter, **_: Any) -> Any:
+        await limiter.acquire_on_behalf_of(object())
+        if config.path == "/stuck/file":
+            threads.append(config.path)
+            getattr(run, "__self__").is_running = True  # noqa: B009
+            await trio.sleep_forever()
+        limiter.release_on_behalf_of(next(iter(limiter.statistics().borrowers)))
+        return run(config, own_logs)
+
+    monkeypatch.setattr(path_triggers, "call_in_thread", call)
+
+    async def look(service: Client) -> None:
+        await trio.sleep(200)
+        assert "does not answer" in str(trigger(service, "stuck")["problem"])
+        assert threads == ["/stuck/file"]  # no further thread for each try
+        service.site.file_tree.write(FILE)
+        await service.until_true(lambda: starts(service) == 1)
+
+    assert serve(make_site(JOB + on_change("stuck")), look) == 0
