@@ -197,6 +197,7 @@ RARE = {
     *("http.client", "email", "calendar", "asyncio", "rich"),
     *(f"nsupervisor.service.{name}" for name in ("timers.timers", "instance.probes", "instance.probe_command")),
     *(f"nsupervisor.service.{name}" for name in ("instance.exec_session", "platform.probe_client")),
+    *("nsupervisor.service.activation.paths", "nsupervisor.service.platform.path_watcher"),
     *("nsupervisor.service.platform.image_store", "nsupervisor.images.errors", "nsupervisor.images.store"),
     *(f"nsupervisor.core.timers.{name}" for name in ("timer", "schedule", "occurrences")),
 }
