@@ -44,6 +44,15 @@ REFUSALS_INTERVAL_S = 60.0
 """Seconds between two records about messages of others, and between two about the descriptor store."""
 MAX_UNUSUAL_FDS = 8
 """How many descriptors that may block the process that closes them are received in one generation; then none at all."""
+EXPENSIVE_S = 0.001
+"""Seconds of work for a message from which a pause follows. MAINPID, for example, has all processes looked at."""
+DUTY_FACTOR = 9
+"""Pause nine times as long as the work took, so that a flood of such messages leaves the service to others."""
+MAX_PAUSE_S = 0.25
+MAX_WAITING = 1000
+"""The most messages that are read at once; the kernel queues fewer, net.unix.max_dgram_qlen."""
+MAX_WAITING_S = 1.0
+"""Seconds after which no further message is read at once."""
 Sender = Callable[[int], bool]
 """Whether a process, by its pid, may speak for the program; True if it has ended."""
 
@@ -162,7 +171,12 @@ class NotificationReader:
                     self._statuses.flush()  # a program often says at its end why it ends
 
     async def _receive(self) -> None:
-        self._handle(await receive(self.socket, self.is_own, self._refuse, self._max_fds, self._discard))
+        datagram = await receive(self.socket, self.is_own, self._refuse, self._max_fds, self._discard)
+        began_at = trio.current_time()
+        self._handle(datagram)
+        took_s = trio.current_time() - began_at
+        if took_s >= EXPENSIVE_S:
+            await trio.sleep(min(DUTY_FACTOR * took_s, MAX_PAUSE_S))
 
     @property
     def _max_fds(self) -> int:
@@ -188,12 +202,16 @@ class NotificationReader:
     def read_waiting(self) -> None:
         """Handle the messages that have arrived, without waiting for more.
 
-        Race: a program that sends READY=1 and exits may be reported as exited before the reading task runs.
+        Race: a program that sends READY=1 and exits may be reported as exited before the reading task runs. Processes
+        that it leaves may send as fast as this reads, so it ends in any case.
         """
+        until = trio.current_time() + MAX_WAITING_S
         while self.socket.backlog:
             self._handle(self.socket.backlog.popleft())
         with suppress(OSError):  # BlockingIOError: no message waits
-            while True:
+            for _ in range(MAX_WAITING):
+                if trio.current_time() >= until:
+                    break
                 room = ancillary_bytes(self._max_fds)
                 data, ancillary, flags, _ = self.socket.receive_now(MAX_DATAGRAM_BYTES, room, socket.MSG_CMSG_CLOEXEC)
                 datagram = _datagram(data, ancillary, flags)

@@ -1,5 +1,6 @@
 """sd_notify(3), with a real client of it where there is one."""
 
+import itertools
 import os
 import socket
 import stat
@@ -15,6 +16,7 @@ import trio.testing
 from nsupervisor.notify_socket import MAX_BACKLOG_FDS, Datagram, notify_socket, socket_path
 from nsupervisor.service.instance.readiness import (
     MAX_UNUSUAL_FDS,
+    MAX_WAITING,
     NotificationReader,
     host_owner,
     parse,
@@ -238,6 +240,50 @@ async def test_the_last_status_text_of_a_program_that_ends_is_reported(path, aut
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
             assert reports == [("works", 0), ("no space is left", 0)]
+
+
+async def test_a_sender_that_never_pauses_does_not_keep_the_service(path):
+    """The service read what waited until nothing did, at the exit of a program whose children sent all the time."""
+    read = []
+
+    def receive_now(*_):
+        read.append(b"READY=1")
+        assert len(read) < 5000
+        return b"READY=1", [], 0, None
+
+    with reading(path) as (reader, _theirs, notified):
+        reader.socket.receive_now = receive_now
+        reader.read_waiting()
+    assert len(notified) == len(read) == MAX_WAITING
+
+
+async def test_what_waits_is_not_read_for_longer_than_a_second(path, mock_clock):
+    with reading(path) as (reader, _theirs, notified):
+        reader.on_notification = lambda *news: (notified.append(news), mock_clock.jump(0.4))
+        reader.socket.receive_now = lambda *_: (b"READY=1", [], 0, None)
+        reader.read_waiting()
+    assert len(notified) == 3
+
+
+async def test_expensive_messages_leave_nine_tenths_of_the_time_to_others(path, autojump_clock):
+    """A flood of MAINPID= had all processes of the workload looked at without a pause."""
+    at = []
+
+    def work(*_):
+        at.append(trio.current_time())
+        autojump_clock.jump(0.01)
+
+    with reading(path) as (reader, theirs, _notified):
+        reader.on_notification = work
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(reader.run, scope)
+            for _ in range(5):
+                theirs.send(b"MAINPID=77")
+            await trio.sleep(5)
+            scope.cancel()
+    assert len(at) == 5
+    assert min(later - earlier for earlier, later in itertools.pairwise(at)) >= 0.0999
 
 
 async def test_a_program_may_ask_for_more_time_but_not_for_ever(path):
