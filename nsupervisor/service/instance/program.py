@@ -138,6 +138,7 @@ class Program:
         watchdog_sec, own = workload.watchdog_sec, {}
         if workload.uses_notify_socket:
             own = self._open_notify_socket(generation, watchdog_sec, host_owner(spec))
+            self._hold_notifications()
         spec["env"] |= own
         if workload.namespaces.mount:
             spec["cover"] = cover(workload, self.context.runtime_directory, own.get("NOTIFY_SOCKET"))
@@ -191,6 +192,7 @@ class Program:
         It is a child of the keeper or of its init, so its pid cannot be reused before the keeper has reported its exit.
         """
         first, self.pid, self.is_being_set_up = self.pid or pid, pid, False
+        self._hear()
         try:
             pidfd = self.context.kernel.processes.pin(pid)
         except OSError:  # the program has exited already, or no descriptor is free
@@ -354,6 +356,7 @@ class Program:
             self.max_stored(),
             self.on_store,
             self.context.kernel.descriptors.discard,
+            self._may_notify,
         )
         self._notifications.set_watchdog(self._is_watchdog_active)
         self.context.nursery.start_soon(self._notifications.run, scope)
@@ -366,9 +369,19 @@ class Program:
     def _may_notify(self, pid: int) -> bool:
         """Return whether a process of the workload may send notifications.
 
-        Until the report of its execution has come, the pid of the program is not known, and it may send some already.
+        Until the report of its execution has come, the pid of the program is not known, and it may send some already:
+        these wait until then (`NotificationReader.hold`).
         """
         return not self.notifies_alone() or self.is_being_set_up or self.process is None or pid == self.pid
+
+    def _hold_notifications(self) -> None:
+        if self._notifications is not None and self.notifies_alone():
+            self._notifications.hold()
+
+    def _hear(self) -> None:
+        """Read notifications, also those that waited: it is known who may send them."""
+        if self._notifications is not None:
+            self._notifications.may_read.set()
 
     @property
     def notify_path(self) -> str | None:
@@ -414,10 +427,12 @@ class Program:
         self._readiness_fd = child.readiness
         if child.program_pid is None:
             self.is_being_set_up = child.status is None
+            self._hold_notifications()
             self.forget_process()
             return False
         if child.status is None and (is_starting or self.process is None):
             self.pid = child.pid
+            self._hold_notifications()
             self.forget_process()
             return False
         return True

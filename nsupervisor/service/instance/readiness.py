@@ -114,6 +114,12 @@ def _seconds(microseconds: str, maximum_s: float = MAX_EXTENSION_S) -> float | N
     return seconds if seconds <= maximum_s else None
 
 
+def _set_event() -> trio.Event:
+    event = trio.Event()
+    event.set()
+    return event
+
+
 @attrs.define(eq=False)
 class NotificationReader:
     """Reads the messages of one generation.
@@ -146,6 +152,10 @@ class NotificationReader:
     on_store: Callable[[StoreRequest, Sequence[int]], str] = lambda request, fds: ""
     discard: Callable[[Sequence[int]], int] = received_descriptors.discard
     """Closes descriptors; returns how many of them may block the caller, and were closed elsewhere."""
+    may_notify: Sender = lambda pid: True
+    """Whether a process may speak, for what arrived while no service ran: `is_own` may not know it any more."""
+    may_read: trio.Event = attrs.field(factory=_set_event)
+    """Set when it is known who may speak; the task reads nothing before."""
     _unusual: int = attrs.field(init=False, default=0)
     """How many descriptors of that kind have come."""
     _store_silent_until: float = attrs.field(init=False, default=-math.inf)
@@ -161,6 +171,7 @@ class NotificationReader:
             async with trio.open_nursery() as nursery:
                 self._statuses = StatusTexts(nursery, self.on_status)
                 try:
+                    await self.may_read.wait()
                     while True:
                         with trio.move_on_at(self._watchdog_expires_at) as self._waiting:
                             await self._receive()
@@ -171,6 +182,9 @@ class NotificationReader:
                     self._statuses.flush()  # a program often says at its end why it ends
 
     async def _receive(self) -> None:
+        while self.socket.backlog:
+            self._handle_earlier(self.socket.backlog.popleft())
+            await trio.lowlevel.checkpoint()
         datagram = await receive(self.socket, self.is_own, self._refuse, self._max_fds, self._discard)
         began_at = trio.current_time()
         self._handle(datagram)
@@ -185,6 +199,10 @@ class NotificationReader:
 
     def _discard(self, fds: Sequence[int]) -> None:
         self._unusual += self.discard(fds)
+
+    def hold(self) -> None:
+        """Read nothing until `may_read` is set again."""
+        self.may_read = trio.Event()
 
     def set_watchdog(self, is_active: bool) -> None:
         """Begin to require keep-alives, the first one within a full period, or stop requiring them."""
@@ -207,7 +225,7 @@ class NotificationReader:
         """
         until = trio.current_time() + MAX_WAITING_S
         while self.socket.backlog:
-            self._handle(self.socket.backlog.popleft())
+            self._handle_earlier(self.socket.backlog.popleft())
         with suppress(OSError):  # BlockingIOError: no message waits
             for _ in range(MAX_WAITING):
                 if trio.current_time() >= until:
@@ -217,6 +235,11 @@ class NotificationReader:
                 datagram = _datagram(data, ancillary, flags)
                 if not _is_refused(datagram, self.is_own, self._refuse, self._discard):
                     self._handle(datagram)
+
+    def _handle_earlier(self, datagram: Datagram) -> None:
+        """Handle a message that arrived while no service ran."""
+        if not _is_refused(datagram, self.may_notify, self._refuse, self._discard):
+            self._handle(datagram)
 
     def _handle(self, datagram: Datagram) -> None:
         assignments = parse(datagram.data)
@@ -283,7 +306,7 @@ class NotificationReader:
             self._silent_until = trio.current_time() + REFUSALS_INTERVAL_S
             self.on_notification(
                 "REFUSED",
-                f"ignored a message of process {pid}, which is not part of this workload, or may not send any",
+                f"ignored a message of process {pid}, which is not part of this workload, or may not send any (notify_access)",
             )
 
 

@@ -1,5 +1,7 @@
 """MAINPID=, sd_notify(3): a program that hands over to another process of the workload, as for an upgrade of itself."""
 
+from typing import Any
+
 import pytest
 import trio
 
@@ -132,6 +134,27 @@ def test_notify_access_says_whether_helpers_are_heard(access: str, counts: bool)
         await service.until("web", "ready")
 
     run()
+
+
+def test_a_helper_is_not_heard_because_no_service_ran_when_it_spoke() -> None:
+    site = make_site(workload("web", *KEYS, 'notify_access = "main"', program="forks=1@0.1"))
+
+    async def starts(service: Client) -> None:
+        await service.until("web", "running")
+        await trio.sleep(0.2)
+        spoke.append(service.program("web"))
+
+    spoke: list[Any] = []
+    serve(site, starts, stop=False)
+    (helper,) = (one for one in site.machine.living() if one is not spoke[0])
+    site.machine.send_datagram(spoke[0].behaviour.environment["NOTIFY_SOCKET"], b"READY=1", helper.pid)
+
+    async def goes_on(service: Client) -> None:
+        await trio.sleep(1)
+        assert service.state("web") == "running"
+        assert service.records("notify refused", "web")
+
+    assert serve(site, goes_on) == 0
 
 
 @simulated(workload("web", *KEYS, 'notify_access = "main"', program="main=0@0.5"))

@@ -115,7 +115,7 @@ async def test_refusals_are_said_once_a_minute(path, autojump_clock):
             theirs.sendto(b"READY=1", str(path))
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-    text = f"ignored a message of process {os.getpid()}, which is not part of this workload, or may not send any"
+    text = f"ignored a message of process {os.getpid()}, which is not part of this workload, or may not send any (notify_access)"
     assert said == [("REFUSED", text)] * 2
 
 
@@ -240,6 +240,25 @@ async def test_the_last_status_text_of_a_program_that_ends_is_reported(path, aut
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
             assert reports == [("works", 0), ("no space is left", 0)]
+
+
+async def test_nothing_is_read_before_it_is_known_who_may_speak(path, autojump_clock):
+    """A helper was heard in spite of `notify_access = "main"` until the execution of the program was reported."""
+    with reading(path) as (reader, theirs, notified):
+        known = []
+        reader.is_own = lambda pid: pid in known
+        reader.hold()
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(reader.run, scope)
+            theirs.send(b"READY=1")
+            await trio.sleep(1)
+            assert notified == []  # neither taken nor refused
+            known.append(os.getpid())
+            reader.may_read.set()
+            await trio.sleep(1)
+            assert notified == [("READY", "")]
+            scope.cancel()
 
 
 async def test_a_sender_that_never_pauses_does_not_keep_the_service(path):
