@@ -306,7 +306,7 @@ class NotificationReader:
             self._silent_until = trio.current_time() + REFUSALS_INTERVAL_S
             self.on_notification(
                 "REFUSED",
-                f"ignored a message of process {pid}, which is not part of this workload, or may not send any (notify_access)",
+                f"ignored a message of process {pid}, which is not part of this workload, or not heard (notify_access)",
             )
 
 

@@ -115,7 +115,9 @@ async def test_refusals_are_said_once_a_minute(path, autojump_clock):
             theirs.sendto(b"READY=1", str(path))
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-    text = f"ignored a message of process {os.getpid()}, which is not part of this workload, or may not send any (notify_access)"
+    text = (
+        f"ignored a message of process {os.getpid()}, which is not part of this workload, or not heard (notify_access)"
+    )
     assert said == [("REFUSED", text)] * 2
 
 
