@@ -51,6 +51,8 @@ _MAX_BATCH = 32
 """Requests in one message: while thousands stop, the keeper begins with the first ones before the last are made."""
 _MAX_SPAWNS = protocol.MAX_FDS // _SPAWNED_FDS
 """Requests "spawn" among them: the reply has the pipes of all."""
+_NOT_SENT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ENOBUFS, errno.ETOOMANYREFS)
+"""Errors of memfd_create(2), write(2) and sendmsg(2) that say nothing about the connection."""
 
 INITIAL_NOFILE = resource.getrlimit(resource.RLIMIT_NOFILE)
 """The limit on open files before the supervisor raised it; programs get it."""
@@ -466,7 +468,7 @@ class Keeper:
                             sent = True  # it is in the batch from then on, whatever interrupts this
                             await self._send_gathered(request)
                         else:
-                            await self._send(protocol.encode(request), fds)
+                            await self._send_one(request, fds)
                             sent = True
                         while_waiting()
                     await call.answered.wait()
@@ -514,12 +516,45 @@ class Keeper:
                 await batch.sent.wait()
             return
         try:
-            if len(batch.requests) == 1:
-                await self._send(protocol.encode(batch.requests[0]))
-            else:
-                await self._send(protocol.encode({"do": "batch", "requests": batch.requests}))
+            await self._send_batch(batch.requests)
         finally:
             batch.sent.set()
+
+    async def _send_batch(self, requests: Sequence[dict[str, Any]]) -> None:
+        """Send requests in one message if it is a datagram, otherwise each for itself.
+
+        A message that the keeper cannot receive has one reply, without a number: the other requests would have none.
+        """
+        if len(requests) > 1:
+            body = protocol.encode({"do": "batch", "requests": requests})
+            if len(body) <= protocol.MAX_DATAGRAM:
+                await self._send(body)
+                return
+        for request in requests:
+            try:
+                await self._send_one(request)
+            except SpawnError as error:
+                reply = {"error": {"step": error.step, "message": str(error), "errno": error.errno}}
+                self._handle_message({"reply": request["request"], **reply}, ())
+        for request in requests:  # their replies come in messages of their own, so let each task wait for its own
+            if len(requests) > 1 and (call := self._pending.get(request["request"])) and call.reply is None:
+                answered, call.answered = call.answered, _Answer()
+                answered.set()
+
+    async def _send_one(self, request: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        """Send one request. Raises SpawnError for a "spawn" that cannot be sent, though the connection is in order."""
+        body = protocol.encode(request)
+        if request["do"] == "spawn" and len(body) > protocol.MAX_MESSAGE:
+            text = (
+                f"the specification takes {len(body)} bytes; at most {protocol.MAX_MESSAGE} can be sent to the keeper"
+            )
+            raise SpawnError("spec", text, errno.E2BIG)
+        try:
+            await self._send(body, fds)
+        except OSError as error:
+            if request["do"] != "spawn" or error.errno not in _NOT_SENT:
+                raise
+            raise SpawnError("keeper", f"cannot send to the keeper: {error.strerror}", error.errno or 0) from None
 
     async def _send(self, body: bytes, fds: Sequence[int] = ()) -> None:
         if not self._send_lock.locked():  # almost always; without a checkpoint, as it delays a start

@@ -1,5 +1,6 @@
 """The client's patience, with a keeper that answers when the test says so."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -241,6 +242,113 @@ async def test_a_spawn_of_a_batch_whose_pipes_did_not_arrive_is_ended() -> None:
             await wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
     assert sorted(outcomes.values()) == ["descriptors", "spawned"]
+
+
+async def outcome_of(keeper: Keeper, spec: dict, outcomes: dict[str, object]) -> None:
+    """Request a start, and note what becomes of it: "spawned", or the errno."""
+    try:
+        spawned = await keeper.spawn(spec)
+        protocol.close_all([spawned.stdout, spawned.stderr])
+        outcomes[spec["id"]] = "spawned"
+    except SpawnError as error:
+        outcomes[spec["id"]] = error.errno
+
+
+async def answer_all(theirs: socket.socket, count: int) -> list[dict]:
+    """Answer as many messages, each of which is one request or a batch of signals; return them."""
+    messages = []
+    for _ in range(count):
+        messages.append(message := await next_request(theirs))
+        if message["do"] == "batch":
+            replies = [{"reply": one["request"], "sent": True} for one in message["requests"]]
+            protocol.send(theirs, protocol.encode({"replies": replies}))
+        else:
+            has_pipes = message["do"] == "spawn"
+            fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(2 * has_pipes)]
+            protocol.send(theirs, protocol.encode({"reply": message["request"], "pid": 7, "sent": True}), fds)
+            protocol.close_all(fds)
+    return messages
+
+
+async def test_a_specification_that_is_too_large_takes_no_others_along(autojump_clock: MockClock) -> None:
+    """The keeper answers a message that it cannot receive once, so all other starts in it would wait without end."""
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch", "batch-spawn"})
+    outcomes: dict[str, object] = {}
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            keeper._spawn_count = 1
+            for id_, size in (("small#1", 1), ("large#1", 40_000), ("huge#1", protocol.MAX_MESSAGE), ("other#1", 1)):
+                nursery.start_soon(outcome_of, keeper, {"id": id_, "environment": "x" * size}, outcomes)
+            nursery.start_soon(keeper.acknowledge, "old#1")
+            requests = await answer_all(theirs, 4)
+            await wait_all_tasks_blocked()
+            assert keeper._pending == {}
+            nursery.cancel_scope.cancel()
+    assert {message["do"] for message in requests} == {"spawn", "acknowledge"}
+    assert outcomes == {"small#1": "spawned", "large#1": "spawned", "huge#1": errno.E2BIG, "other#1": "spawned"}
+
+
+async def test_a_start_without_a_descriptor_for_its_request_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """A large request is sent in a memfd. The keeper counted as lost, with all that was pending, if none was free."""
+
+    def no_memfd(name: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", no_memfd)
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch", "batch-spawn"})
+    outcomes: dict[str, object] = {}
+    large = {"environment": "x" * protocol.MAX_DATAGRAM}
+    with keeper._socket, theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper._receive)
+            await outcome_of(keeper, {"id": "alone#1", **large}, outcomes)
+            keeper._spawn_count = 1
+            nursery.start_soon(outcome_of, keeper, {"id": "large#1", **large}, outcomes)
+            nursery.start_soon(outcome_of, keeper, {"id": "small#1"}, outcomes)
+            await answer_all(theirs, 1)
+            await wait_all_tasks_blocked()
+            assert (keeper._pending, keeper._loss_reason) == ({}, "")
+            nursery.cancel_scope.cancel()
+    assert outcomes == {"alone#1": errno.EMFILE, "large#1": errno.EMFILE, "small#1": "spawned"}
+
+
+async def test_a_stopped_keeper_is_noticed_by_requests_that_were_split(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The task that sends them has its own reply, and no longer waits for those of the others."""
+    keeper, theirs = pair()
+    keeper.features = frozenset({"batch", "batch-spawn"})
+    outcomes: dict[str, object] = {}
+    lost, released = [], trio.Event()
+
+    async def acknowledge() -> None:
+        try:
+            await keeper.acknowledge("old#1")
+        except KeeperLost:
+            lost.append("old#1")
+
+    # The first task of a batch lets the others run for as long as the test says.
+    monkeypatch.setattr(trio.lowlevel, "cancel_shielded_checkpoint", released.wait)
+    async with trio.open_nursery() as nursery:
+        with keeper._socket, theirs:
+            nursery.start_soon(keeper._receive)
+            keeper._spawn_count = 1
+            spec = {"id": "large#1", "environment": "x" * protocol.MAX_DATAGRAM}
+            nursery.start_soon(outcome_of, keeper, spec, outcomes)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(acknowledge)
+            await wait_all_tasks_blocked()
+            released.set()
+            await answer_all(theirs, 1)
+            await wait_all_tasks_blocked()
+            await trio.sleep(REPLY_TIMEOUT_S + 1)
+            nursery.cancel_scope.cancel()
+    assert (outcomes, lost) == ({"large#1": "spawned"}, ["old#1"])
 
 
 async def test_spawns_of_a_batch_are_lost_with_their_keeper() -> None:
