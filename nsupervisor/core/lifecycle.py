@@ -334,6 +334,13 @@ def freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: Work
     return _enter_frozen(lifecycle, input_.requested_by)
 
 
+def awaits_freeze(lifecycle: Lifecycle) -> bool:
+    """Check whether a freeze that was requested has to wait: for the program, or for `exec_start_post`."""
+    return bool(lifecycle.freeze_requested_by) and (
+        lifecycle.state is State.STARTING or (lifecycle.is_alive and lifecycle.phase is Phase.START_POST)
+    )
+
+
 def defer_freeze(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: WorkloadConfig) -> LifecycleResult:
     """Freeze as soon as the program runs.
 
@@ -444,6 +451,8 @@ def hook_done(lifecycle: Lifecycle, input_: Input, instant: Instant, workload: W
     if not (input_.is_success or is_ignored):
         took_s = round(instant.now - lifecycle.step_since, 3)
         failure = f"{_hook_name(lifecycle)} {input_.detail}, after {took_s:g} s"
+        if has_timed_out(lifecycle):  # the signals after that have ended it
+            failure = lifecycle.hook_failure
         lifecycle = evolve(lifecycle, hook_failure=failure)
     is_interrupted = lifecycle.state is State.STOPPING and lifecycle.phase in PHASES_BEFORE_PROGRAM
     if not failure and not is_interrupted and lifecycle.step + 1 < len(commands):
@@ -1109,6 +1118,11 @@ def _end_hook(lifecycle: Lifecycle) -> tuple[Action, ...]:
 
 def _hook_name(lifecycle: Lifecycle) -> str:
     return f"{HOOK_KEYS[lifecycle.phase]}[{lifecycle.step}]"
+
+
+def has_timed_out(lifecycle: Lifecycle) -> bool:
+    """Check whether the command that runs has taken too long, which is its failure, and has yet to end."""
+    return lifecycle.hook_failure.startswith(f"{_hook_name(lifecycle)} has not ended within ")
 
 
 def _cancel_hooks(lifecycle: Lifecycle) -> Lifecycle:

@@ -10,7 +10,7 @@ from nsupervisor.core import events
 from nsupervisor.core.backoff import starts_within
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.initiators import CONFIGURATION, Initiator
-from nsupervisor.core.lifecycle import Lifecycle, State
+from nsupervisor.core.lifecycle import Lifecycle, State, has_timed_out
 from nsupervisor.core.phases import HOOK_KEYS, Phase
 
 _SURVIVORS = (
@@ -107,7 +107,7 @@ def _hook_failure(before: Lifecycle, input_: events.Input, after: Lifecycle, now
         text = f"{name} {input_.detail}, after {fields['took_sec']:g} s"
         if after.hook_failure != before.hook_failure and after.hook_failure:
             text = after.hook_failure  # with the time as the lifecycle had it
-        return None if input_.is_success else {"message": text, **fields}
+        return None if input_.is_success or has_timed_out(before) else {"message": text, **fields}
     if isinstance(input_, events.Timeout) and after.hook_failure != before.hook_failure and after.hook_failure:
         return {"message": after.hook_failure, **fields}
     return None

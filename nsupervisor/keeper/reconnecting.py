@@ -14,7 +14,7 @@ import trio
 
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.connection import KeeperConnection, OpenKeeper
-from nsupervisor.keeper.entry import Entry
+from nsupervisor.keeper.entry import Entry, KeptEntry
 from nsupervisor.keeper.messages import Child, Ended, Execed, KeeperLost, Spawned
 from nsupervisor.nurseries import open_background_nursery
 
@@ -140,6 +140,19 @@ class ReconnectingKeeper:
     async def signal(self, id: str, *signums: int) -> bool:  # noqa: A002
         """Call `Keeper.signal`, again after a loss."""
         return bool(await self._call(lambda keeper: keeper.signal(id, *signums)))
+
+    async def find_kept(self, id: str) -> KeptEntry | None:  # noqa: A002
+        """Return a kept entry of the present keeper, after a loss of the earlier one; None: it has ended with that.
+
+        A keeper that has become another version still has it.
+        """
+        found = None
+        for kept in await self._call(lambda keeper: keeper.list_kept()):
+            if kept.entry.id == id:
+                found = kept
+            else:
+                self._keeper.close_descriptors(kept.outputs)
+        return found
 
     async def set_main(self, id: str, process: tuple[int, int], pidfd: int) -> None:  # noqa: A002
         """Call `Keeper.set_main`, again after a loss. Raises RefusedError."""

@@ -22,7 +22,7 @@ from nsupervisor.config.model import Config
 from nsupervisor.config.problems import ConfigError
 from nsupervisor.core import events
 from nsupervisor.core.initiators import OPERATOR, Initiator, by_workload, person
-from nsupervisor.core.lifecycle import State
+from nsupervisor.core.lifecycle import State, awaits_freeze
 from nsupervisor.json_codec import decode
 from nsupervisor.linux.peers import Peer
 from nsupervisor.metrics.exposition import Exposition
@@ -320,9 +320,7 @@ class Supervisor:
         if actor.lifecycle.state not in (State.STARTING, State.RUNNING, State.READY, State.FROZEN):
             return False, f"only what runs can be frozen; it is {actor.lifecycle.state.value}"
         await actor.ask(events.Freeze(by))
-        await actor.wait_until(
-            lambda lifecycle: lifecycle.state is not State.STARTING
-        )  # it is frozen as soon as the program runs
+        await actor.wait_until(lambda lifecycle: not awaits_freeze(lifecycle))
         if actor.lifecycle.state is not State.FROZEN:
             return False, f"it is {actor.lifecycle.state.value} by now: {actor.lifecycle.reason}"
         with trio.move_on_after(FREEZE_TIMEOUT_S):

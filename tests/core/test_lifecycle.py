@@ -27,6 +27,7 @@ from nsupervisor.core.lifecycle import (
     unfinished_actions,
 )
 from nsupervisor.core.phases import Phase
+from nsupervisor.core.records import transition_records
 
 OK = Exit(code=0)
 CRASH = Exit(code=1)
@@ -1409,7 +1410,18 @@ def test_a_command_after_the_end_that_fails_makes_that_a_failure():
     run.dies(OK)
     assert run(events.Timeout(), after=4).actions == (actions.KillAll(),)
     assert hook(run, Phase.STOP_POST, 0, False, "killed by SIGKILL").state is State.FAILED
-    assert run.lifecycle.reason == "exec_stop_post[0] killed by SIGKILL, after 4 s"
+    assert run.lifecycle.reason == "exec_stop_post[0] has not ended within 4 s"
+
+
+def test_a_command_that_takes_too_long_fails_once():
+    run = Run(exec_start_pre=ONE, timeout_start_sec=4.0, timeout_stop_sec=2.0)
+    run(events.Start())
+    run(events.Timeout(), after=4)
+    before, done = run.lifecycle, events.HookDone(1, Phase.START_PRE, 0, False, "killed by SIGTERM")
+    after = hook(run, Phase.START_PRE, 0, False, "killed by SIGTERM").lifecycle
+    records = transition_records(before, done, after, None, run.workload, run.now)
+    assert "hook failed" not in [record.event for record in records], "that was recorded at the time-out"
+    assert after.hook_failure == "exec_start_pre[0] has not ended within 4 s"
 
 
 def test_a_kill_does_not_lose_the_commands_after_the_end():

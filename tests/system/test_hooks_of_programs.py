@@ -1,6 +1,7 @@
 """Commands before and after real programs: `exec_condition` to `exec_stop_post`."""
 
 import os
+import signal
 
 import pytest
 import trio
@@ -51,7 +52,7 @@ async def test_hooks_run_in_their_order(tmp_path):
         assert lines(out)[-1] == "stop-post success killed TERM"
 
 
-@pytest.mark.parametrize("hook", ["exec_start_pre", "exec_start_post", "exec_stop", "exec_stop_post"])
+@pytest.mark.parametrize("hook", ["exec_condition", "exec_start_pre", "exec_start_post", "exec_stop", "exec_stop_post"])
 async def test_the_next_supervisor_waits_for_a_hook_and_does_not_repeat_it(tmp_path, hook):
     out, gate = tmp_path / "out", tmp_path / "gate"
     os.mkfifo(gate)
@@ -78,8 +79,77 @@ async def test_the_next_supervisor_waits_for_a_hook_and_does_not_repeat_it(tmp_p
                 await trio.sleep(0.02)
         assert lines(out) == ["begun", "ended"]
         status = await it.status("web")
-        if hook == "exec_start_pre":
+        if hook in ("exec_condition", "exec_start_pre"):
             await it.record(event="state", workload="web", to="running")
         else:
             assert status["state"] == ("running" if hook == "exec_start_post" else "stopped")
         assert status["generation"] == 1
+
+
+def waiting(hook, out, gate):
+    """Return a workload whose hook writes "begun", waits for a line from `gate`, and writes "ended"."""
+    return f"""
+    [workload.web]
+    command = ["sleep", "1000"]
+    {hook} = ["/bin/sh", "-c", "echo begun >> {out}; read line < {gate}; echo ended >> {out}"]
+    restart = "no"
+    security = {{ profile = "none" }}
+    """
+
+
+async def test_an_upgrade_does_not_end_a_hook(tmp_path):
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    os.mkfifo(gate)
+    async with service(tmp_path, waiting("exec_start_pre", out, gate)) as it:
+        await it.until(out.exists)
+        await it.cli("upgrade")
+        await it.record(event="supervisor upgraded", patience=30)
+        assert (await it.status("web"))["phase"] == "exec_start_pre 1/1"
+        await trio.to_thread.run_sync(gate.write_text, "go\n")
+        await it.record(event="state", workload="web", to="running")
+        assert lines(out) == ["begun", "ended"]
+        assert not [record for record in it.records if record["event"] in ("hook failed", "hook repeated")]
+
+
+async def test_a_hook_fails_if_the_keeper_is_killed(tmp_path):
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    os.mkfifo(gate)
+    async with service(tmp_path, waiting("exec_start_pre", out, gate)) as it:
+        await it.until(out.exists)
+        os.kill((await it.record(event="supervisor started"))["keeper_pid"], signal.SIGKILL)
+        failed = await it.record(event="hook failed", workload="web")
+        assert failed["message"].startswith("exec_start_pre[0] the connection to the keeper is lost, which ends")
+        await it.record(event="state", workload="web", to="failed")
+        assert lines(out) == ["begun"]
+
+
+@pytest.mark.parametrize("hook", ["exec_start_pre", "exec_stop_post"])
+async def test_a_hook_is_repeated_if_the_keeper_is_killed_with_the_service(tmp_path, hook):
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    os.mkfifo(gate)
+    site = waiting(hook, out, gate)
+    async with service(tmp_path, site, status=-9) as it, trio.open_nursery() as nursery:
+        if hook == "exec_stop_post":
+            await it.record(event="started", workload="web")
+            nursery.start_soon(it.cli_result, "stop", "web")
+        await it.until(out.exists)
+        it.process.kill()
+        os.kill((await it.record(event="supervisor started"))["keeper_pid"], signal.SIGKILL)
+        await it.process.wait()
+    async with service(tmp_path, site) as it:
+        assert (await it.record(event="hook repeated", workload="web"))["message"].startswith(f"{hook}[0] is run")
+        await it.until(lambda: lines(out) == ["begun", "begun"])
+        await trio.to_thread.run_sync(gate.write_text, "go\n")
+        await it.record(event="state", workload="web", to="running" if hook == "exec_start_pre" else "stopped")
+        assert lines(out) == ["begun", "begun", "ended"]
+
+
+async def test_a_freeze_waits_for_exec_start_post(tmp_path):
+    out, gate = tmp_path / "out", tmp_path / "gate"
+    os.mkfifo(gate)
+    async with service(tmp_path, waiting("exec_start_post", out, gate)) as it, trio.open_nursery() as nursery:
+        await it.until(out.exists)
+        nursery.start_soon(it.cli, "freeze", "web")
+        await it.record(event="action", action="freeze", workload="web")
+        await trio.to_thread.run_sync(gate.write_text, "go\n")
+        await it.record(event="state", workload="web", to="frozen")

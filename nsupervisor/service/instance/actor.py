@@ -903,7 +903,10 @@ class Actor:
         await self._acknowledge_end()
         if self._has_unfinished_actions:
             self._has_unfinished_actions = False
-            self.save_checkpoint_later()
+            if any(isinstance(action, RunHook) for action in transition.actions):
+                self.save_checkpoint()  # if the keeper dies, too, only this says that the command has begun
+            else:
+                self.save_checkpoint_later()
         self._changed.notify()
         return True
 
@@ -1019,10 +1022,11 @@ class Actor:
         self._kept_hook = kept
         return True
 
-    async def _resume_hook(self, lifecycle: Lifecycle, is_begun: bool) -> None:
+    async def _resume_hook(self, lifecycle: Lifecycle, has_decided: bool, is_begun: bool) -> None:
         """Wait for the command of a hook that an earlier supervisor has begun, or run it.
 
-        `is_begun`: that supervisor had begun it, so that without the keeper it is run again.
+        `has_decided`: that supervisor had decided to begin it; `is_begun`: it had done so. Without the keeper it is run
+        again then.
         """
         failed = events.HookDone(lifecycle.generation, lifecycle.phase, lifecycle.step, False)
         kept, self._kept_hook = self._kept_hook, None
@@ -1034,6 +1038,9 @@ class Actor:
             name = f"{HOOK_KEYS[lifecycle.phase]}[{lifecycle.step}]"
             if is_begun:
                 text = f"{name} is run again: it has ended with the supervisor and the keeper that had begun it"
+                self.log_event("hook repeated", "warning", message=text)
+            elif has_decided:
+                text = f"{name} is run, perhaps again: the supervisor that wanted to begin it has ended meanwhile"
                 self.log_event("hook repeated", "warning", message=text)
             if lifecycle.phase in PHASES_WITHOUT_PROGRAM:
                 await self._clear_failed_start()
@@ -1329,7 +1336,8 @@ class Actor:
             for action in unfinished_actions(lifecycle, self.workload):
                 await self._perform(action)
         if lifecycle.phase in HOOK_KEYS and not self.start_has_failed:
-            await self._resume_hook(lifecycle, saved is not None and not saved.has_unfinished_actions)
+            has_decided = saved is not None
+            await self._resume_hook(lifecycle, has_decided, saved is not None and not saved.has_unfinished_actions)
         if lifecycle.exit is not None and not self.is_populated():
             self.post(events.Emptied(lifecycle.generation))
         if saved is not None and saved.spawn_digest and lifecycle.state is not State.STOPPING:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -21,7 +22,8 @@ from nsupervisor.core import events
 from nsupervisor.core.exits import Exit, signal_name
 from nsupervisor.core.lifecycle import Lifecycle, service_result
 from nsupervisor.core.phases import HOOK_KEYS, Phase
-from nsupervisor.keeper.entry import Entry, KeptEntry
+from nsupervisor.keeper.entry import LOST, Entry, KeptEntry
+from nsupervisor.keeper.messages import RefusedError
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.instance.exec_session import describe_end
 from nsupervisor.service.instance.probe_command import MakeSpec, run_command, wait_for_end
@@ -58,6 +60,10 @@ class _KeptHook:
     event: events.HookDone
     is_wanted: bool = True
     """Whether its end matters."""
+
+    def continue_with(self, entry: Entry) -> None:
+        """Follow the same command in a keeper that has become another version."""
+        self.entry = entry
 
     def ignore_end(self) -> None:
         """Post nothing about its end."""
@@ -120,6 +126,15 @@ class HookCommands:
             result = await wait_for_end(kept.entry, streams, math.inf)
         finally:
             streams.close()
+        if kept.entry.failure is LOST:
+            again = await self.context.keeper.find_kept(kept.entry.id)
+            if again is not None:  # the keeper has become another version
+                kept.continue_with(again.entry)
+                if not kept.is_wanted:
+                    await discard(self.context, again)
+                    return
+                await self._wait(kept, self.context.kernel.adopt_exec_outputs(again.outputs))
+                return
         code = describe_end(kept.entry)["code"]
         if kept.is_wanted:
             self.post(attrs.evolve(kept.event, is_success=bool(result.is_success), detail=result.detail, code=code))
@@ -131,7 +146,8 @@ class HookCommands:
         kept = self._kept
         if kept is not None and kept.entry.has_ended and _is_same(kept.event, event):
             self._kept = None
-            await self.context.keeper.acknowledge(kept.entry.id)
+            with suppress(RefusedError):  # it does not end the service: the next supervisor ends the command
+                await self.context.keeper.acknowledge(kept.entry.id)
 
     def end(self) -> None:
         """Send SIGKILL to the command that runs, if one does; nothing is posted about it."""

@@ -22,6 +22,8 @@ MAX_OUTPUT_BYTES = 256
 """The first bytes of the command's output, which are in the result if it fails."""
 _LONGEST_READ_S = 0.05
 """Seconds after the end of the command in which its last output is read; what it has left may keep the pipe open."""
+_READ_DELAY_S = 0.01
+"""Seconds between reads of output that is dropped."""
 
 MakeSpec = Callable[[ExecTerms], dict[str, Any]]
 """Returns the specification of a command, with an id. Raises ExecRefused if it cannot be run now."""
@@ -78,6 +80,8 @@ async def wait_for_end(entry: Entry, streams: ExecStreams, timeout_s: float) -> 
     async def read(number: int) -> None:
         while data := await streams.read(number):
             output.extend(data[: MAX_OUTPUT_BYTES - len(output)])
+            if len(output) == MAX_OUTPUT_BYTES:  # the rest is dropped; one that writes without end must cost little
+                await trio.sleep(_READ_DELAY_S)
 
     async def read_all() -> None:
         async with trio.open_nursery() as reading:
