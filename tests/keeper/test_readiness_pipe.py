@@ -43,7 +43,7 @@ async def test_a_program_writes_to_its_descriptor_and_has_no_other(
 
 async def test_the_keeper_lists_the_pipe_with_what_waits_in_it(harness: Harness) -> None:
     """As for a supervisor that starts after another one was killed. The program gets no SIGPIPE meanwhile."""
-    script = "echo >&9; echo more >&9; echo done; sleep 1000"
+    script = "echo >&9; echo more >&9; echo done; exec sleep 1000"
     spawned, _ = await harness.run_until_ready("sh", "-c", script, readiness_fd=9)
     os.close(spawned.readiness)
     (child,) = await harness.keeper.list()

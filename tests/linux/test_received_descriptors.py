@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from nsupervisor.linux import received_descriptors
 from nsupervisor.linux.received_descriptors import HangupPoll, discard, find_refusal, is_same
 
 
@@ -49,13 +50,11 @@ def test_a_file_cannot_pass_itself_off_as_a_socket(tmp_path):
     os.close(fd)
 
 
-def test_other_address_families_are_refused():
-    try:
-        crypto = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)
-    except OSError as error:
-        pytest.skip(f"no sockets of another family here: {error.strerror}")
-    with crypto:
-        assert find_refusal(crypto.fileno()) == f"it is a socket of the address family {int(socket.AF_ALG)}"
+def test_other_address_families_are_refused(monkeypatch):
+    """There is no further family that each kernel has, so one of those that are accepted is left out here."""
+    monkeypatch.setattr(received_descriptors, "_FAMILIES", frozenset({socket.AF_INET}))
+    with socket.socket(socket.AF_UNIX) as other:
+        assert find_refusal(other.fileno()) == f"it is a socket of the address family {int(socket.AF_UNIX)}"
 
 
 def test_duplicates_are_the_same(pair):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pty
+import secrets
 import signal
 import subprocess
 import termios
@@ -335,14 +336,16 @@ async def test_a_shell_on_a_terminal(tmp_path: Path) -> None:
         termios.tcsetwinsize(terminal.slave, (11, 22))  # the kernel sends SIGWINCH
         terminal.type(b"until test \"$(stty size)\" = '11 22'; do sleep 0.05; done; echo resi'zed'\r")
         await terminal.until(b"resized\r\n")
-        terminal.type(b"sleep 1000\r")
-        await terminal.until(b"sleep 1000\r\n")
-        await it.until(lambda: any("sleep" in name for name in commands(process)))
+        # The only one of this host with these arguments, and short enough for a line of this terminal.
+        sleep = f"sleep {10**5 + secrets.randbelow(9 * 10**5)}".encode()
+        terminal.type(sleep + b"\r")
+        await terminal.until(sleep + b"\r\n")
+        await it.until(lambda: is_running(sleep))  # then it is in the foreground
         terminal.type(b"\x1a")  # Ctrl-Z
         await terminal.until(b"Stopped")
         await terminal.until(b"ready> ")
         terminal.type(b"fg\r")
-        await terminal.until(b"sleep 1000\r\n")
+        await terminal.until(sleep + b"\r\n")
         terminal.type(b"\x03")
         await terminal.until(b"ready> ")
         terminal.type(b"echo code-$?\r")
@@ -353,16 +356,17 @@ async def test_a_shell_on_a_terminal(tmp_path: Path) -> None:
     terminal.close()
 
 
-def commands(_: trio.Process) -> list[str]:
-    """The names of all processes that sleep for 1000 s."""
-    found = []
+def is_running(command: bytes) -> bool:
+    """Return whether a process of this host has these arguments."""
     for directory in Path("/proc").iterdir():
         if directory.name.isdecimal():
             try:
-                found.append((directory / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                arguments = (directory / "cmdline").read_bytes()
             except OSError:
                 continue
-    return [name for name in found if name.startswith("sleep 1000")]
+            if arguments.replace(b"\0", b" ").strip() == command:
+                return True
+    return False
 
 
 async def test_a_hang_up_of_the_terminal_ends_it(tmp_path: Path) -> None:
