@@ -57,6 +57,7 @@ MOUNTS = r"""22 1 8:1 / / rw - ext4 /dev/sda1 rw
 30 22 0:40 / /srv rw shared:1 - nfs4 host:/srv rw
 31 30 0:41 / /srv/local rw - tmpfs tmpfs rw
 32 22 0:42 / /mnt/a\040b rw - fuse.sshfs x rw
+33 22 0:5 / /proc rw - proc proc rw
 """
 
 
@@ -69,6 +70,7 @@ MOUNTS = r"""22 1 8:1 / / rw - ext4 /dev/sda1 rw
         ("/srv/local/x", ""),
         ("/mnt/a b/x", "fuse.sshfs"),
         ("/etc", ""),
+        ("/proc/net/route", "proc"),
     ],
 )
 def test_file_systems_without_events(path: str, kind: str) -> None:

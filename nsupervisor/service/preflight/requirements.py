@@ -64,7 +64,7 @@ OTHER_HIERARCHY = "it depends on who runs it, and where: the service has a cgrou
 _RuleT = TypeVar("_RuleT", bound=Rule)
 
 NOT_YET_PRESENT = "it may be there when it is started"
-NO_EVENTS_REASON = "changes by this host are noticed"
+NO_EVENTS_REASON = "changes by processes of this host are noticed"
 IMAGE_REASON = "its workload cannot be started before it is loaded"
 
 
