@@ -22,6 +22,9 @@ class FileTree:
     watchers: list[SimulatedPathWatcher] = attrs.field(factory=list)
     loses_events: bool = False
     """Whether the queues of events are full."""
+    look_cost_s: float = 0.0
+    """Seconds of a processor that a look takes."""
+    looks: int = 0
     _writes: int = 0
 
     def write(self, path: str) -> None:
@@ -35,6 +38,10 @@ class FileTree:
         """Remove a file, if it is there."""
         if self.files.pop(path, None) is not None:
             self._report(path, IN_DELETE)
+
+    def count_look(self) -> None:
+        """Count a look."""
+        self.looks += 1
 
     def below(self, directory: str) -> dict[str, int]:
         """Return the files in a directory, by their names."""
@@ -85,6 +92,10 @@ class SimulatedPathWatcher:
 
     def look(self, path: PathConfig, own_logs: Sequence[str]) -> WatchedLook:
         self.life.call("look at a path")
+        self.tree.count_look()
+        return self._look(path, own_logs)._replace(cost_s=self.tree.look_cost_s)
+
+    def _look(self, path: PathConfig, own_logs: Sequence[str]) -> WatchedLook:
         target = path.watched_path
         directory, _, name = target.rpartition("/")
         watches = [Watch(self._watch(directory), name, True)]

@@ -6,8 +6,8 @@ that takes over finds what has changed meanwhile. An action is saved as pending 
 be done twice, and is never lost.
 
 Other processes may change the paths as often as they like. So events are read in batches, with pauses that leave nine
-tenths of a processor to others; an event that is lost makes every trigger look again; looks of one path are paused in
-the same way; and there is one record for a problem, not one for each change.
+tenths of a processor to others; an event that is lost makes every trigger look again; looks of all paths together are
+paused in the same way; and there is one record for a problem, not one for each change.
 """
 
 from __future__ import annotations
@@ -164,6 +164,8 @@ class PathTriggers:
     _looking: int = attrs.field(init=False, default=0)
     _early: list[InotifyEvent] = attrs.field(init=False, factory=list)
     """Events of unknown watches since a look began."""
+    _free_at: float = attrs.field(init=False, default=-float("inf"))
+    """When the next look may begin: all looks together leave nine tenths of a processor to others."""
     _slots: trio.CapacityLimiter = attrs.field(init=False, factory=lambda: trio.CapacityLimiter(MAX_LOOKS))
 
     # ---- queries
@@ -267,7 +269,6 @@ class PathTriggers:
                 self.nursery.start_soon(self._read, self._watcher)
             while True:
                 await trigger.wait(RETRY_INTERVAL_S if trigger.problem else float("inf"))
-                began_at = trio.current_time()
                 has_changed = trigger.begin_look()
                 result = await self._look(self._watcher, trigger)
                 if trigger.scope.cancel_called:
@@ -281,11 +282,11 @@ class PathTriggers:
                         trigger.set_state(state)
                         self._save(trigger.workload)
                     self._act(trigger)
-                pause = DUTY_FACTOR * (trio.current_time() - began_at)
-                await trio.sleep(min(max(pause, MIN_PAUSE_S), MAX_PAUSE_S))
+                await trio.sleep(MIN_PAUSE_S)
 
     async def _look(self, watcher: PathWatcher, trigger: _Trigger) -> WatchedLook:
         async with self._slots:
+            await trio.sleep_until(self._free_at)
             self._looking += 1
             try:
                 with trio.move_on_after(LOOK_TIMEOUT_S):
@@ -295,6 +296,8 @@ class PathTriggers:
                             abandon_on_cancel=True,
                             limiter=trio.CapacityLimiter(1),  # the default one is for all of the service
                         )
+                        pause = min(DUTY_FACTOR * result.cost_s, MAX_PAUSE_S)
+                        self._free_at = max(self._free_at, trio.current_time()) + pause
                         return result
             finally:
                 self._looking -= 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
@@ -60,6 +61,8 @@ class WatchedLook(NamedTuple):
     look: PathLook | None
     watches: tuple[Watch, ...]
     problem: str = ""
+    cost_s: float = 0.0
+    """Seconds of a processor that it took."""
 
 
 class PathWatcher(Protocol):
@@ -108,6 +111,11 @@ class InotifyWatcher:
         self._inotify.close()
 
     def look(self, path: PathConfig, own_logs: Sequence[str]) -> WatchedLook:
+        began_at = time.thread_time()
+        found = self._look(path, own_logs)
+        return found._replace(cost_s=time.thread_time() - began_at)
+
+    def _look(self, path: PathConfig, own_logs: Sequence[str]) -> WatchedLook:
         watches: list[Watch] = []
         changes = _CHANGES | (IN_MODIFY if path.path_modified is not None else 0)
 

@@ -225,6 +225,24 @@ def test_a_suspended_path_stays_suspended_after_a_kill() -> None:
     assert serve(site, look) == 0
 
 
+def test_looks_of_all_paths_together_leave_nine_tenths_of_a_processor_to_others() -> None:
+    site = make_site("".join(on_change(f"job{number}") for number in range(20)))
+    site.file_tree.look_cost_s = 0.02
+
+    async def look(service: Client) -> None:
+        await trio.sleep(20)
+        before, began = site.file_tree.looks, trio.current_time()
+        while trio.current_time() < began + 60:
+            site.file_tree.loses_events = True
+            site.file_tree.write(FILE)  # each path is looked at again
+            await trio.sleep(0.5)
+        looks = site.file_tree.looks - before
+        assert looks > 150  # without a pause for all there would be 20 paths * 60 s / 0.5 s
+        assert looks * 0.02 < 0.12 * 60
+
+    assert serve(site, look) == 0
+
+
 def on_change(name: str) -> str:
     """Return a job that /NAME/file starts."""
     return workload(name, f'paths = [{{ path_changed = "/{name}/file" }}]', 'type = "oneshot"', program="exit=0@1")
