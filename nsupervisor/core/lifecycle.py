@@ -635,7 +635,7 @@ def stop_timeout(lifecycle: Lifecycle, input_: Input, instant: Instant, workload
     If SIGKILL did not help, report that once and keep trying.
     """
     before: tuple[Action, ...] = ()
-    if lifecycle.phase in HOOK_KEYS:
+    if lifecycle.phase in HOOK_KEYS and not has_timed_out(lifecycle):
         reason = f"{_hook_name(lifecycle)} has not ended within {workload.timeout_stop_sec:g} s"
         lifecycle = evolve(lifecycle, hook_failure=reason)
     if lifecycle.phase is Phase.STOP:

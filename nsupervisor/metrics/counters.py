@@ -6,9 +6,17 @@ Counters start at 0 with the supervisor and continue across generations.
 from __future__ import annotations
 
 from nsupervisor.config.model import WorkloadConfig
-from nsupervisor.core.events import Exited, Input
+from nsupervisor.core.events import Exited, HookDone, Input, Timeout
 from nsupervisor.core.exits import Exit
-from nsupervisor.core.lifecycle import AfterStop, Lifecycle, exit_outcome
+from nsupervisor.core.lifecycle import (
+    AfterStop,
+    Lifecycle,
+    exit_outcome,
+    has_timed_out,
+    hook_commands,
+    hook_prefixes,
+)
+from nsupervisor.core.phases import HOOK_KEYS, Phase
 
 EXIT_KINDS = ("code", "signal", "oom", "failure")
 """How a generation ends: with an exit code, by a signal, by the OOM killer, or without being executed ("failure")."""
@@ -51,7 +59,7 @@ class OutputVolume:
 class Counters:
     """The counters of one instance. Causes that have not occurred yet have no entry."""
 
-    __slots__ = ("actions", "exits", "output", "probes", "restarts")
+    __slots__ = ("actions", "exits", "hook_failures", "hook_seconds", "output", "probes", "restarts")
 
     def __init__(self) -> None:
         self.exits: dict[str, int] = {}
@@ -60,10 +68,18 @@ class Counters:
         """The number of firings by (rule, action)."""
         self.probes: dict[tuple[str, bool], int] = {}
         """The number of results by probe and success."""
+        self.hook_seconds: dict[str, float] = {}
+        """By key of a hook: how long its latest command took."""
+        self.hook_failures: dict[str, int] = {}
+        """By key of a hook: how many of its commands have failed."""
         self.output = {stream: OutputVolume() for stream in STREAMS}
 
-    def count_transition(self, before: Lifecycle, event: Input, after: Lifecycle, workload: WorkloadConfig) -> None:
-        """Count the exit or the restart, or both, in a transition of the lifecycle."""
+    def count_transition(
+        self, before: Lifecycle, event: Input, after: Lifecycle, workload: WorkloadConfig, now: float
+    ) -> None:
+        """Count the exit, the restart and the end of a command of a hook in a transition of the lifecycle."""
+        if before.phase in HOOK_KEYS:
+            self._count_hook(before, event, after, workload, now)
         exit_ = event.exit if isinstance(event, Exited) else None
         if exit_ is not None and exit_.skipped is None:
             kind = exit_kind(exit_)
@@ -71,6 +87,23 @@ class Counters:
         if after.restarts > before.restarts:
             cause = restart_cause(before, exit_ or before.exit, workload)
             self.restarts[cause] = self.restarts.get(cause, 0) + 1
+
+    def _count_hook(
+        self, before: Lifecycle, event: Input, after: Lifecycle, workload: WorkloadConfig, now: float
+    ) -> None:
+        key, has_failed = HOOK_KEYS[before.phase], False
+        if isinstance(event, HookDone) and (event.phase, event.step) == (before.phase, before.step):
+            self.hook_seconds[key] = max(now - before.step_since, 0.0)
+            commands = hook_commands(workload, before.phase)
+            is_ignored = before.step < len(commands) and "-" in hook_prefixes(commands[before.step])
+            has_failed = not (event.is_success or is_ignored or has_timed_out(before))
+        elif isinstance(event, Timeout):  # it is the failure; the end of the command comes later
+            is_slow_reload = before.phase is Phase.RELOAD and bool(after.reload_failure)
+            has_failed = is_slow_reload or (after.hook_failure != before.hook_failure and bool(after.hook_failure))
+            if is_slow_reload:
+                self.hook_seconds[key] = max(now - before.step_since, 0.0)
+        if has_failed:
+            self.hook_failures[key] = self.hook_failures.get(key, 0) + 1
 
     def count_probe(self, probe: str, is_success: bool) -> None:
         """Count the result of a probe."""

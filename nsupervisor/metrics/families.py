@@ -246,6 +246,18 @@ FAMILIES = (
         _labelled("probe", lambda i: i.probe_seconds),
     ),
     Family(
+        "hook_seconds",
+        "gauge",
+        "How long the latest command of a hook took.",
+        _labelled("hook", lambda i: i.hook_seconds),
+    ),
+    Family(
+        "hook_failures",
+        "counter",
+        "Commands of a hook that have failed.",
+        _labelled("hook", lambda i: i.hook_failures),
+    ),
+    Family(
         "memory_current_bytes", "gauge", "Memory in use (memory.current).", _file_value("memory.current"), shared=True
     ),
     Family(

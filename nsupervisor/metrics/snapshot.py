@@ -34,6 +34,10 @@ class InstanceSnapshot:
     """By probe, for those with a verdict: whether it passes."""
     probe_seconds: Mapping[str, float]
     """By probe: how long the latest one took."""
+    hook_seconds: Mapping[str, float]
+    """By key of a hook, such as "exec_stop": how long its latest command took."""
+    hook_failures: Mapping[str, int]
+    """By key of a hook, for all that it has: how many of its commands have failed."""
     output: Mapping[str, tuple[int, int]]
     """By stream: (bytes, lines)."""
     dropped_lines: Mapping[str, int]

@@ -8,6 +8,7 @@ from nsupervisor.config.model import WorkloadConfig
 from nsupervisor.core import events
 from nsupervisor.core.exits import Exit
 from nsupervisor.core.lifecycle import Instant, Lifecycle, State, apply_input
+from nsupervisor.core.phases import Phase
 from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES, Counters, OutputVolume, exit_kind
 
 OOM = Exit(signal=signal.SIGKILL, oom_killed=True)
@@ -25,7 +26,7 @@ class Lived:
         self.lifecycle, _ = apply_input(old, event, Instant(self.now), self.workload)
         if self.lifecycle is old:
             return  # as the actor does: nothing has happened
-        self.counters.count_transition(old, event, self.lifecycle, self.workload)
+        self.counters.count_transition(old, event, self.lifecycle, self.workload, self.now)
 
     def run(self):
         self.happen(events.Start())
@@ -132,3 +133,31 @@ def test_actions_and_output_add_up():
     for chunk in (b"one\ntw", b"o\n", b"three"):
         volume.add(len(chunk), chunk.count(b"\n"))
     assert (volume.bytes, volume.lines) == (13, 2)
+
+
+HOOKS = {"exec_start_pre": (("-true",), ("true",)), "timeout_start_sec": 4.0, "timeout_stop_sec": 2.0}
+
+
+def hook_done(it, step, is_success, after):
+    it.now += after
+    it.happen(events.HookDone(it.lifecycle.generation, Phase.START_PRE, step, is_success))
+
+
+def test_the_commands_of_a_hook_are_measured_and_their_failures_counted():
+    it = Lived(**HOOKS)
+    it.happen(events.Start())
+    hook_done(it, 0, False, 0.5)
+    assert (it.counters.hook_seconds, it.counters.hook_failures) == ({"exec_start_pre": 0.5}, {}), "it is ignored"
+    hook_done(it, 1, False, 1.5)
+    assert (it.counters.hook_seconds, it.counters.hook_failures) == ({"exec_start_pre": 1.5}, {"exec_start_pre": 1})
+
+
+def test_a_command_of_a_hook_that_takes_too_long_fails_once():
+    it = Lived(**HOOKS)
+    it.happen(events.Start())
+    hook_done(it, 0, True, 0)
+    it.wait()
+    it.wait()
+    hook_done(it, 1, False, 1)
+    assert (it.counters.hook_seconds, it.counters.hook_failures) == ({"exec_start_pre": 7.0}, {"exec_start_pre": 1})
+    assert it.lifecycle.hook_failure == "exec_start_pre[1] has not ended within 4 s"

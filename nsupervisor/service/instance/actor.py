@@ -872,8 +872,8 @@ class Actor:
         if after is before and not transition.actions:
             return False
         if input_ is not None:
-            self.counters.count_transition(before, input_, after, self.workload)
             now = trio.current_time()
+            self.counters.count_transition(before, input_, after, self.workload, now)
             for record in transition_records(before, input_, after, self.last_exit, self.workload, now):
                 self.log_event(record.event, record.level, **record.fields)
         # Save before acting: the next supervisor completes what this one has decided. A start is the exception: it is

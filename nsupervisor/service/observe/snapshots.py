@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import trio
 
 from nsupervisor.cgroups import Cgroup, CgroupError
+from nsupervisor.core.phases import HOOK_KEYS
 from nsupervisor.metrics.counters import EXIT_KINDS, RESTART_CAUSES, STREAMS
 from nsupervisor.metrics.snapshot import GroupSnapshot, InstanceSnapshot
 from nsupervisor.service.group.group import Group
@@ -65,6 +66,8 @@ def _read_instance(actor: Actor) -> InstanceSnapshot:
             if latest.state.verdict is not None
         },
         probe_seconds={kind: latest.took_s for kind, latest in actor.probe_results.items()},
+        hook_seconds=dict(counters.hook_seconds),
+        hook_failures={key: 0 for key in HOOK_KEYS.values() if getattr(actor.workload, key)} | counters.hook_failures,
         output={stream: (volume.bytes, volume.lines) for stream, volume in counters.output.items()},
         dropped_lines={stream: volume.dropped_lines for stream, volume in counters.output.items()},
         limited_bytes={stream: volume.limited_bytes for stream, volume in counters.output.items()},
