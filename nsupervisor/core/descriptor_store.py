@@ -54,10 +54,15 @@ def is_valid_name(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME and all(" " <= character <= "~" and character != ":" for character in name)
 
 
+def _describe(name: str) -> str:
+    shown = repr(name[:32]) + "…" * (len(name) > 32)
+    return f"{shown} is not a name of at most {MAX_NAME} printable ASCII characters without a colon (FDNAME)"
+
+
 def parse_store_request(assignments: Mapping[str, str]) -> StoreRequest | None:
     """Return what a message asks the store for; None: nothing. A removal wins, and needs a name."""
     name = assignments.get("FDNAME")
-    wrong = "" if name is None or is_valid_name(name) else f"{name[:32]!r} is not a name (FDNAME)"
+    wrong = "" if name is None or is_valid_name(name) else _describe(name)
     if assignments.get("FDSTOREREMOVE") == "1":
         problem = wrong or ("FDSTOREREMOVE=1 came without FDNAME" if name is None else "")
         return StoreRequest(name or "", removes=True, problem=problem)
