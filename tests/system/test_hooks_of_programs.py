@@ -1,5 +1,6 @@
 """Commands before and after real programs: `exec_condition` to `exec_stop_post`."""
 
+import json
 import os
 import signal
 
@@ -7,10 +8,13 @@ import pytest
 import trio
 
 from tests.needs import needs
+from tests.roots import open_directories
 from tests.system.service import service
+from tests.system.test_exec import FACTS
 from tests.timing import deadline
 
 pytestmark = needs("root", "cgroup")
+HOOKS = ("exec_condition", "exec_start_pre", "exec_start_post", "exec_stop", "exec_stop_post")
 
 
 def lines(path):
@@ -52,7 +56,7 @@ async def test_hooks_run_in_their_order(tmp_path):
         assert lines(out)[-1] == "stop-post success killed TERM"
 
 
-@pytest.mark.parametrize("hook", ["exec_condition", "exec_start_pre", "exec_start_post", "exec_stop", "exec_stop_post"])
+@pytest.mark.parametrize("hook", HOOKS)
 async def test_the_next_supervisor_waits_for_a_hook_and_does_not_repeat_it(tmp_path, hook):
     out, gate = tmp_path / "out", tmp_path / "gate"
     os.mkfifo(gate)
@@ -153,3 +157,42 @@ async def test_a_freeze_waits_for_exec_start_post(tmp_path):
         await it.record(event="action", action="freeze", workload="web")
         await trio.to_thread.run_sync(gate.write_text, "go\n")
         await it.record(event="state", workload="web", to="frozen")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "",
+        'user = "nobody"',
+        'security = { capability_bounding_set = ["CHOWN"] }',
+        "namespaces = { user = true, network = true }",
+    ],
+)
+async def test_a_hook_is_confined_as_its_program(tmp_path, keys):
+    facts = tmp_path / "facts"
+    facts.mkdir()
+    open_directories(facts)
+    facts.chmod(0o777)
+    open_directories(tmp_path / "run")  # what a program cannot reach is covered only when the service looks at it again
+
+    def command(name):
+        return f"umask 0; {{ {FACTS}; }} > {facts}/{name}.new 2>&1; mv {facts}/{name}.new {facts}/{name}"
+
+    hooks = "\n".join(f"{hook} = {json.dumps(['/bin/sh', '-c', command(hook)])}" for hook in HOOKS)
+    program = json.dumps(["/bin/sh", "-c", f"{command('program')}; exec sleep 1000"])
+    mounts = f"mounts = [{{ source = '{facts}', destination = '{facts}' }}]"
+    site = f"[workload.web]\ncommand = {program}\n{hooks}\n{mounts}\n{keys}"
+    async with service(tmp_path, site) as it:
+        await it.until((facts / "program").exists)
+        await it.until((facts / "exec_start_post").exists)
+        await it.cli("stop", "web")
+        found = {name: lines(facts / name) for name in ("program", *HOOKS)}
+    variables = ("MAINPID=", "SERVICE_RESULT=", "EXIT_CODE=", "EXIT_STATUS=")
+    confinement = {name: [x for x in found[name] if not x.startswith(variables)] for name in found}
+    assert any(x.startswith("Seccomp") for x in found["program"])
+    for hook in ("exec_start_post", "exec_stop"):
+        assert confinement[hook] == confinement["program"], hook
+    for hook in ("exec_condition", "exec_start_pre", "exec_stop_post"):  # in other namespaces of the same kinds
+        assert not {os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "pid", "ipc")} & set(found[hook]), hook
+        without_ids = [[x for x in confinement[name] if ":[" not in x] for name in (hook, "program")]
+        assert without_ids[0] == without_ids[1], hook
