@@ -380,9 +380,11 @@ def _bandwidth(value: Any) -> int:
     match = re.fullmatch(_BANDWIDTH_PATTERN, value, re.ASCII) if isinstance(value, str) and len(value) < 40 else None
     if match is None:
         raise ValueError('is not a bandwidth; write for example "10MB/s" or "512KB/s", in bytes')
-    number = units.parse_size(f"{match[1]}{match[2]}")
-    if number is None or not MIN_BANDWIDTH <= number <= MAX_BANDWIDTH:
+    # First: what it says of a size that is too large is not true of a bandwidth.
+    if not MIN_BANDWIDTH <= float(match[1]) * 1024 ** " KMGT".index(match[2] or " ") <= MAX_BANDWIDTH:
         raise ValueError('is out of range; write "1KB/s" to "1TB/s", or remove it for no limit')
+    number = units.parse_size(f"{match[1]}{match[2]}")
+    assert number is not None  # it has digits
     return number
 
 

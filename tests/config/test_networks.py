@@ -77,7 +77,7 @@ def test_a_bandwidth() -> None:
         (f"{WEB}network.bandwidth_max = 5", "is not a bandwidth"),
         (f'{WEB}network.bandwidth_max = "10M"', "is not a bandwidth"),
         (f'{WEB}network.bandwidth_max = "1B/s"', "is out of range"),
-        (f'{WEB}network.bandwidth_max = "99999999TB/s"', "is"),
+        (f'{WEB}network.bandwidth_max = "99999999TB/s"', 'is out of range; write "1KB/s" to "1TB/s"'),
         (WEB.replace('"cni:default"', "true") + 'network.bandwidth_max = "1MB/s"', "needs a network that plugins"),
     ],
 )
