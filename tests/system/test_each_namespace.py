@@ -20,7 +20,7 @@ pytestmark = [
 NAMESPACES = {
     "mount": (
         "pid = false",
-        "cd DIRECTORY; mount -t tmpfs none place; touch place/x; ls /proc/PID/root/DIRECTORY/place; umount place",
+        "cd DIRECTORY; mount -t tmpfs none VALUE; touch VALUE/x; ls /proc/PID/root/DIRECTORY/VALUE; umount VALUE",
     ),
     "pid": ("", "kill -0 PID && echo x"),
     "uts": ("", "[ $(uname -n) = HOST ] && echo x"),
@@ -44,7 +44,8 @@ def segment() -> Iterator[str]:
 
 
 async def test_each_namespace_separates_and_only_it(tmp_path: Path, segment: str) -> None:
-    (tmp_path / "place").mkdir()
+    for value in ("true", "false"):  # both programs mount at the same time
+        (tmp_path / value).mkdir()
     (tmp_path / "secret").write_text("x\n")
     (tmp_path / "secret").chmod(0o600)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -61,7 +62,7 @@ async def test_each_namespace_separates_and_only_it(tmp_path: Path, segment: str
                 spaces = ", ".join(filter(None, (f"{kind} = {value}", keys, further)))
                 toml += f"""
                     [workload.{kind}-{value}]
-                    command = ["bash", "-c", {json.dumps(script + "; echo end")}]
+                    command = ["bash", "-c", {json.dumps(script.replace("VALUE", value) + "; echo end")}]
                     restart = "no"
                     namespaces = {{ {spaces} }}
                     security = {{ profile = "none" }}
