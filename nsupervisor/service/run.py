@@ -41,6 +41,7 @@ from nsupervisor.config.scaling import Scale, keep_scales
 from nsupervisor.core.descriptor_store import is_store_key
 from nsupervisor.core.instances import expand_instances
 from nsupervisor.core.isolation import AUTO_REASON
+from nsupervisor.core.pauses import pause_after
 from nsupervisor.core.reload.differences import merge_limits
 from nsupervisor.core.reload.start_changes import limits_at_start
 from nsupervisor.core.service_end import InstanceView, ServiceEnd, find_end
@@ -114,8 +115,6 @@ STARTED_PER_CHECKPOINT = 25
 """Number of actors that are started between two checkpoints of the scheduler."""
 COLLECTION_THRESHOLD = 5000
 """The number of new objects after which Python looks for unreachable ones; its own is 700."""
-DUTY_FACTOR = 9
-"""Sleep nine times as long as each check took: at most 10% of one CPU."""
 DRAIN_TIMEOUT_S = 5.0
 """Seconds to wait at the end for output in the pipes, if a foreign process holds a pipe open."""
 
@@ -772,7 +771,7 @@ async def _verify_limits(actors: Iterable[Actor]) -> None:
     for actor in actors:
         began_at = trio.current_time()
         await actor.limit_writer.verify()
-        await trio.sleep(DUTY_FACTOR * (trio.current_time() - began_at))
+        await trio.sleep(pause_after(trio.current_time() - began_at))
 
 
 def _report_directory(journal: Journal, level: str, text: str) -> None:

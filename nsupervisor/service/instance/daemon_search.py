@@ -5,14 +5,13 @@ from collections.abc import Callable
 import attrs
 import trio
 
+from nsupervisor.core.pauses import pause_after
 from nsupervisor.service.context import ServiceContext
 from nsupervisor.service.platform.pid_file import PidFileError
 
 FIRST_DELAY_S = 0.005
 """Seconds after which the file is read again at first; the delay doubles up to `MAX_DELAY_S`."""
 MAX_DELAY_S = 0.2
-DUTY_FACTOR = 9.0
-"""How much longer than a search took to wait before the next: a workload with many processes makes each one long."""
 
 
 @attrs.define(eq=False)
@@ -57,5 +56,6 @@ class DaemonSearch:
                     if str(error) != reported:
                         reported = str(error)
                         self.on_problem(reported)
-                await trio.sleep(max(delay, DUTY_FACTOR * (trio.current_time() - begun)))
+                # With many processes in the workload each search is long.
+                await trio.sleep(max(delay, pause_after(trio.current_time() - begun)))
                 delay = min(2 * delay, MAX_DELAY_S)

@@ -21,6 +21,7 @@ import attrs
 import trio
 
 from nsupervisor.core.descriptor_store import StoreRequest, parse_store_request
+from nsupervisor.core.pauses import pause_after
 from nsupervisor.keeper.setup.spec import host_id
 from nsupervisor.linux import received_descriptors
 from nsupervisor.notify_socket import (
@@ -46,9 +47,8 @@ MAX_UNUSUAL_FDS = 8
 """How many descriptors that may block the process that closes them are received in one generation; then none at all."""
 EXPENSIVE_S = 0.001
 """Seconds of work for a message from which a pause follows. MAINPID, for example, has all processes looked at."""
-DUTY_FACTOR = 9
-"""Pause nine times as long as the work took, so that a flood of such messages leaves the service to others."""
 MAX_PAUSE_S = 0.25
+"""The longest pause after such a message."""
 MAX_WAITING = 1000
 """The most messages that are read at once; the kernel queues fewer, net.unix.max_dgram_qlen."""
 MAX_WAITING_S = 1.0
@@ -190,7 +190,7 @@ class NotificationReader:
         self._handle(datagram)
         took_s = trio.current_time() - began_at
         if took_s >= EXPENSIVE_S:
-            await trio.sleep(min(DUTY_FACTOR * took_s, MAX_PAUSE_S))
+            await trio.sleep(min(pause_after(took_s), MAX_PAUSE_S))
 
     @property
     def _max_fds(self) -> int:
