@@ -1,4 +1,4 @@
-"""What messages ask the descriptor store for, its keys, and when it is released."""
+"""The descriptor store: the requests in messages, its keys, and when it is released."""
 
 import attrs
 import pytest

@@ -1,4 +1,4 @@
-"""What is in the files by which programs resolve names. No text from outside makes a line of its own."""
+"""The contents of the files by which programs resolve names. No text from outside makes a line of its own."""
 
 import pytest
 from hypothesis import given

@@ -19,6 +19,17 @@ from tests.timing import deadline
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ISOLATED = ["mount", "pid", "uts", "ipc", "cgroup"]
+WAYS_TO_START = pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"namespaces": ISOLATED}, id="init"),
+        pytest.param({"namespaces": ISOLATED, "init": False}, id="pid1"),
+        pytest.param({"namespaces": [*ISOLATED, "user"]}, id="user-namespace"),
+        pytest.param({"namespaces": ISOLATED, "uid": 1234, "gid": 1234, "groups": []}, id="init-user"),
+    ],
+)
+"""Runs a test with a program that is started in each way that differs in the descriptors that it inherits."""
 
 _numbers = itertools.count(1)
 

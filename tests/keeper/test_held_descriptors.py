@@ -11,21 +11,11 @@ import trio
 
 from nsupervisor.keeper.client import open_keeper
 from nsupervisor.keeper.messages import KeeperLost, RefusedError, SpawnError
-from tests.keeper.conftest import ISOLATED, Harness, end_all, gone
+from tests.keeper.conftest import ISOLATED, WAYS_TO_START, Harness, end_all, gone
 from tests.needs import ROOT, needs
 
 pytestmark = needs("root")
 
-KINDS = pytest.mark.parametrize(
-    "spec",
-    [
-        pytest.param({}, id="plain"),
-        pytest.param({"namespaces": ISOLATED}, id="init"),
-        pytest.param({"namespaces": ISOLATED, "init": False}, id="pid1"),
-        pytest.param({"namespaces": [*ISOLATED, "user"]}, id="user-namespace"),
-        pytest.param({"namespaces": ISOLATED, "uid": 1234, "gid": 1234, "groups": []}, id="init-user"),
-    ],
-)
 LOOK = """
 import os, socket
 assert int(os.environ["LISTEN_PID"]) == os.getpid()
@@ -56,7 +46,7 @@ async def hold(harness: Harness, listeners: list[socket.socket]) -> list[list[st
     return [[f"web {number}", f"name{number}"] for number in range(len(listeners))]
 
 
-@KINDS
+@WAYS_TO_START
 @pytest.mark.parametrize("count", [1, 2, 6, 20])
 async def test_a_program_gets_exactly_its_sockets(
     harness: Harness, listeners: list[socket.socket], spec: dict, count: int
@@ -70,7 +60,7 @@ async def test_a_program_gets_exactly_its_sockets(
     await harness.keeper.release([key for key, _ in descriptors])
 
 
-@KINDS
+@WAYS_TO_START
 async def test_a_failed_exec_of_a_program_with_sockets_is_reported(
     harness: Harness, listeners: list[socket.socket], spec: dict
 ) -> None:

@@ -6,21 +6,11 @@ from typing import Any
 import pytest
 
 from nsupervisor.keeper.messages import SpawnError
-from tests.keeper.conftest import ISOLATED, Harness
+from tests.keeper.conftest import WAYS_TO_START, Harness
 from tests.needs import needs
 
 pytestmark = needs("root")
 
-KINDS = pytest.mark.parametrize(
-    "spec",
-    [
-        pytest.param({}, id="plain"),
-        pytest.param({"namespaces": ISOLATED}, id="init"),
-        pytest.param({"namespaces": ISOLATED, "init": False}, id="pid1"),
-        pytest.param({"namespaces": [*ISOLATED, "user"]}, id="user-namespace"),
-        pytest.param({"namespaces": ISOLATED, "uid": 1234, "gid": 1234, "groups": []}, id="init-user"),
-    ],
-)
 SAY = """
 import os, sys
 present = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
@@ -29,7 +19,7 @@ os.write(int(sys.argv[1]), b"\\n")
 """
 
 
-@KINDS
+@WAYS_TO_START
 @pytest.mark.parametrize("number", [3, 4, 9, 100])
 async def test_a_program_writes_to_its_descriptor_and_has_no_other(
     harness: Harness, spec: dict[str, Any], number: int

@@ -1,4 +1,4 @@
-"""What each kind of namespace separates from the host, and that without it the program shares that with the host."""
+"""Each kind of namespace separates a program from the host; without it the program shares that with the host."""
 
 import json
 import os

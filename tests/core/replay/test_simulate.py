@@ -263,7 +263,7 @@ def test_a_rule_on_the_result_of_a_probe_does_the_same_and_can_be_tried():
     assert (4.0, "log", False) in would(scenario.result(tried))
 
 
-def test_a_rule_on_a_probe_cannot_be_judged_by_a_trace_that_lacks_its_results():
+def test_a_trace_without_results_of_probes_does_not_replay_a_rule_on_them():
     result = a_leak(workload(rule("memory.events oom_kill"))).result(workload(rule("probe liveness == fail")))
     assert result.warnings == ("web: policy[0] (line 5) cannot be judged: probe liveness was not recorded",)
 

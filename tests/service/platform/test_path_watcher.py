@@ -177,7 +177,7 @@ def test_a_link_of_another_user_is_not_followed(watcher: InotifyWatcher, tmp_pat
     assert "write the path without it" in look.problem
     os.unlink(theirs / "link")
     (theirs / "link").touch()
-    assert "link" in names(watcher, look)  # so it is looked at again when it is mended
+    assert "link" in names(watcher, look)  # so it is looked at again when it is replaced
     assert watcher.look(changed(theirs / "link"), ()).problem == ""
 
 
