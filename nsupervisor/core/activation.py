@@ -10,9 +10,6 @@ from __future__ import annotations
 import attrs
 
 from nsupervisor.config.sockets import SocketConfig
-from nsupervisor.core.edges import is_held_down
-from nsupervisor.core.lifecycle import Lifecycle
-from nsupervisor.core.states import State
 
 
 @attrs.frozen
@@ -22,11 +19,6 @@ class ActivationState:
     starts: tuple[float, ...] = ()
     """The times of the latest starts."""
     is_limited: bool = False
-
-
-def may_be_started(lifecycle: Lifecycle) -> bool:
-    """Return whether traffic starts an instance: it is down, neither by a request nor by a failure."""
-    return lifecycle.state in (State.STOPPED, State.EXITED) and not is_held_down(lifecycle)
 
 
 def on_traffic(state: ActivationState, now: float, socket: SocketConfig) -> ActivationState:

@@ -71,6 +71,11 @@ def is_held_down(lifecycle: Lifecycle) -> bool:
     return initiator is not None and initiator.is_request
 
 
+def may_be_started(lifecycle: Lifecycle) -> bool:
+    """Return whether traffic or a path starts an instance: it is down, neither by a request nor by a failure."""
+    return lifecycle.state in (State.STOPPED, State.EXITED) and not is_held_down(lifecycle)
+
+
 def must_be_upheld(lifecycle: Lifecycle) -> bool:
     """Check whether a workload that others uphold is down, and no command about it or another one has stopped it."""
     initiator = stop_initiator(lifecycle)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsupervisor.config.sockets import SocketConfig
-from nsupervisor.core.activation import ActivationState, may_be_started, on_traffic
+from nsupervisor.core.activation import ActivationState, on_traffic
+from nsupervisor.core.edges import may_be_started
 from nsupervisor.core.lifecycle import Lifecycle
 from nsupervisor.core.states import State
 

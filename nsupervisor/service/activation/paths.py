@@ -22,12 +22,12 @@ import trio
 from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.config.paths import PathConfig
 from nsupervisor.core import events
-from nsupervisor.core.activation import may_be_started
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Instant
 from nsupervisor.core.path_triggers import PathTriggerState, counts, on_action, on_look, on_request
-from nsupervisor.core.states import DOWN_STATES, State
+from nsupervisor.core.pauses import pause_after
+from nsupervisor.core.states import State
 from nsupervisor.linux.inotify import IN_IGNORED, IN_Q_OVERFLOW, InotifyEvent
 from nsupervisor.logs.threads import call_in_thread
 from nsupervisor.service.context import ServiceContext
@@ -40,9 +40,8 @@ MAX_WATCHES = 16_384
 """The most watches of all triggers."""
 MAX_EARLY_EVENTS = 1024
 """Events of unknown watches that are kept while a look runs, which may be about to return these watches."""
-DUTY_FACTOR = 9
-"""Pause nine times as long as the events, or a look, took."""
 MAX_PAUSE_S = 10.0
+"""The longest pause after events, or after a look."""
 MIN_PAUSE_S = 0.02
 LOOK_TIMEOUT_S = 10.0
 RETRY_INTERVAL_S = 60.0
@@ -296,7 +295,7 @@ class PathTriggers:
                             abandon_on_cancel=True,
                             limiter=trio.CapacityLimiter(1),  # the default one is for all of the service
                         )
-                        pause = min(DUTY_FACTOR * result.cost_s, MAX_PAUSE_S)
+                        pause = min(pause_after(result.cost_s), MAX_PAUSE_S)
                         self._free_at = max(self._free_at, trio.current_time()) + pause
                         return result
             finally:
@@ -315,7 +314,7 @@ class PathTriggers:
                 began_at = trio.current_time()
                 for event in watcher.read():
                     self._on_event(event)
-                pause = DUTY_FACTOR * (trio.current_time() - began_at)
+                pause = pause_after(trio.current_time() - began_at)
                 await trio.sleep(min(max(pause, MIN_PAUSE_S), MAX_PAUSE_S))
         finally:
             watcher.close()
@@ -421,13 +420,12 @@ class PathTriggers:
 
     def _startable(self, trigger: _Trigger) -> list[Actor]:
         """Return the instances that a path starts: those that are down by themselves."""
-        instances = self.jobs.actors.instances(trigger.workload)
-        if any(actor.lifecycle.state not in DOWN_STATES or self.jobs.has_pending_start(actor) for actor in instances):
+        workload = trigger.workload
+        if not all(map(self.jobs.is_down, self.jobs.actors.instances(workload))):
             return []
-        held = self.jobs.held_down(self.jobs.actors.start_edges.get(trigger.workload, ()))
-        if any(not self.jobs.has_pending_start(actor) for actor in held):
-            return []  # a request has stopped a workload that would be started along
-        return [actor for actor in instances if may_be_started(actor.lifecycle) and self.jobs.removal_of(actor) is None]
+        if self.jobs.start_obstacle(workload) is not None:
+            return []
+        return self.jobs.startable(workload)
 
     def _running(self, trigger: _Trigger) -> list[Actor]:
         return [

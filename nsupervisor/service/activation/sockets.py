@@ -13,7 +13,7 @@ import trio
 from nsupervisor.config.model import Config, WorkloadConfig
 from nsupervisor.config.sockets import SocketConfig, socket_key
 from nsupervisor.core import events
-from nsupervisor.core.activation import ActivationState, may_be_started, on_traffic
+from nsupervisor.core.activation import ActivationState, on_traffic
 from nsupervisor.core.decider import Transition, WorkloadInput, WorkloadState
 from nsupervisor.core.initiators import Initiator
 from nsupervisor.core.lifecycle import Instant
@@ -134,7 +134,7 @@ class Activation:
 
     def _update(self, key: str, socket: _Watched) -> None:
         is_startable = bool(self._startable(key, socket)) and not socket.state.is_limited
-        is_watched = is_startable and self._obstacle(socket) is None
+        is_watched = is_startable and self.jobs.start_obstacle(socket.workload) is None
         if is_startable and not is_watched:
             self._blocked.add(key)
         else:
@@ -157,17 +157,9 @@ class Activation:
             return []
         return [
             actor
-            for actor in self.jobs.actors.instances(socket.workload)
+            for actor in self.jobs.startable(socket.workload)
             if any(socket_key(socket.workload, config) == key for config in actor.workload.sockets)
-            and may_be_started(actor.lifecycle)
-            and not self.jobs.has_pending_start(actor)
-            and self.jobs.removal_of(actor) is None
         ]
-
-    def _obstacle(self, socket: _Watched) -> Actor | None:
-        """Return a workload that a start would start along although a request has stopped it."""
-        held = self.jobs.held_down(self.jobs.actors.start_edges.get(socket.workload, ()))
-        return next((actor for actor in held if not self.jobs.has_pending_start(actor)), None)
 
     async def _wait(self, key: str, socket: _Watched, fd: int, scope: trio.CancelScope) -> None:
         listeners = self.context.kernel.listeners
@@ -181,7 +173,7 @@ class Activation:
         socket.set_scope(None)
         self.context.sockets.set_watched(key, False)
         actors = self._startable(key, socket)
-        if not actors or self._obstacle(socket) is not None:
+        if not actors or self.jobs.start_obstacle(socket.workload) is not None:
             self._look_at((key,))
             return
         socket.set_state(on_traffic(socket.state, trio.current_time(), socket.config))

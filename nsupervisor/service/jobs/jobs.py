@@ -196,7 +196,7 @@ class Jobs:
             new = [other for other in self.actors.stopped_with(instance.workload.name) if other not in reached]
             reached |= dict.fromkeys(new)
             chain += new
-        return [instance for instance in chain[1:] if not self._is_down(instance)]
+        return [instance for instance in chain[1:] if not self.is_down(instance)]
 
     def affected_by_start(self, actor: Actor) -> list[Actor]:
         """Return the other instances that a start would start first, because this one depends on them."""
@@ -211,13 +211,29 @@ class Jobs:
                 if edges.is_held_down(actor.lifecycle):
                     yield actor
 
+    def is_down(self, actor: Actor) -> bool:
+        """Return whether it is down, and not about to start."""
+        return actor.lifecycle.state in DOWN_STATES and not self.has_pending_start(actor)
+
+    def start_obstacle(self, workload: str) -> Actor | None:
+        """Return an instance that a start of the workload would start along although a request has stopped it."""
+        held = self.held_down(self.actors.start_edges.get(workload, ()))
+        return next((actor for actor in held if not self.has_pending_start(actor)), None)
+
+    def startable(self, workload: str) -> list[Actor]:
+        """Return the instances that may be started without a request: those that are down by themselves."""
+        return [
+            actor
+            for actor in self.actors.instances(workload)
+            if edges.may_be_started(actor.lifecycle)
+            and not self.has_pending_start(actor)
+            and self.removal_of(actor) is None
+        ]
+
     def _dependencies_of(self, actor: Actor) -> tuple[str, ...]:
         """Return the workloads that `actor` requires or wants, directly or not."""
         start_edges = self.actors.start_edges
         return dependencies.transitive_closure(start_edges[actor.workload.name], start_edges)
-
-    def _is_down(self, actor: Actor) -> bool:
-        return actor.lifecycle.state in DOWN_STATES and not self.has_pending_start(actor)
 
     def _is_settled(self, actor: Actor) -> bool:
         """Return whether it is up, or down with no start in progress: something else has to happen first."""
@@ -284,7 +300,7 @@ class Jobs:
         A start that was noted at once would run both.
         """
         others = self.actors.conflicting(actor.workload.name)
-        return actor.lifecycle.state is State.STOPPING and not all(self._is_down(other) for other in others)
+        return actor.lifecycle.state is State.STOPPING and not all(self.is_down(other) for other in others)
 
     def _restarted_together(self, actor: Actor) -> dict[Actor, str]:
         """Return the other instances that restart with this one, each with the key that says so.
@@ -296,7 +312,7 @@ class Jobs:
         for instance in chain:  # grows in the loop
             name = instance.workload.name
             for other in self.actors.restarted_with(name):
-                if other is not actor and other not in found and not self._is_down(other):
+                if other is not actor and other not in found and not self.is_down(other):
                     found[other] = dependencies.restarted_with(other.workload)[name]
                     chain.append(other)
         return found
@@ -388,7 +404,7 @@ class Jobs:
         for one in queue:  # grows in the loop
             name = one.workload.name
             before = [
-                other for other in self.actors.stopped_with(name) if not self._is_down(other) and other is not actor
+                other for other in self.actors.stopped_with(name) if not self.is_down(other) and other is not actor
             ]
             order[one] = keys[one], before
             for other in before:
@@ -483,7 +499,7 @@ class Jobs:
         """
         by = by_relation(actor.workload.name, "conflicts")
         conflicting = self.actors.conflicting(actor.workload.name)
-        others = [other for other in conflicting if other in job.overruled or not self._is_down(other)]
+        others = [other for other in conflicting if other in job.overruled or not self.is_down(other)]
         async with trio.open_nursery() as nursery:
             for other in others:
                 nursery.start_soon(self.stop_with_requirers, other, by)
@@ -491,7 +507,7 @@ class Jobs:
 
     def _has_conflict(self, actor: Actor) -> bool:
         """Return whether a workload that conflicts with this one still runs."""
-        return any(not self._is_down(other) for other in self.actors.conflicting(actor.workload.name))
+        return any(not self.is_down(other) for other in self.actors.conflicting(actor.workload.name))
 
     def _cancel_start(self, actor: Actor, *, ends_generation: bool = False) -> None:
         if (job := self._start_jobs.get(actor)) is not None:

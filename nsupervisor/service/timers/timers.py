@@ -371,7 +371,7 @@ class Timers:
         if self.jobs.is_stopping:
             return
         if mode == "instance":
-            actors = [actor for actor in actors if not self._is_busy(actor)][:1]
+            actors = [actor for actor in actors if self.jobs.is_down(actor)][:1]
         if not timer.state.is_armed:  # an operator has stopped it meanwhile
             actors = []
         if actors and mode in ("start", "instance"):
@@ -398,13 +398,9 @@ class Timers:
     def _instances(self, timer: Timer) -> list[Actor]:
         return self.jobs.actors.instances(timer.name)
 
-    def _is_busy(self, actor: Actor) -> bool:
-        lifecycle = actor.lifecycle
-        return lifecycle.state not in DOWN_STATES or self.jobs.has_pending_start(actor)
-
     def _view(self, timer: Timer) -> WorkloadView:
         instances = self._instances(timer)
-        busy = [actor for actor in instances if self._is_busy(actor)]
+        busy = [actor for actor in instances if not self.jobs.is_down(actor)]
         reason = ""
         if busy:
             actor, lifecycle = busy[0], busy[0].lifecycle
@@ -417,8 +413,7 @@ class Timers:
 
     def _obstacle(self, timer: Timer) -> str:
         """Return which workload, that a start would start along, a request has stopped: it stays stopped."""
-        held = self.jobs.held_down(self.jobs.actors.start_edges.get(timer.name, ()))
-        actor = next((actor for actor in held if not self.jobs.has_pending_start(actor)), None)
+        actor = self.jobs.start_obstacle(timer.name)
         return "" if actor is None else f"it would start {actor.name}, which is {actor.lifecycle.reason}"
 
     def _save(self, timer: Timer) -> None:
